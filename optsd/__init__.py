@@ -1,0 +1,40 @@
+"""OptSD: optimizations for diffusers pipelines that are really applied, and measured.
+
+    import optsd
+    pipe = optsd.load("shapes")
+    patch = optsd.apply(pipe, "int8+flash")
+    pipe("a small red circle on a beige background").images[0]
+
+Importing this package does not import torch; `load` and `apply` do.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    from optsd.patching import Patch
+
+__version__ = "0.1.0"
+__all__ = ["apply", "load"]
+
+
+def load(model: str, device: str = "auto", dtype: str = "auto") -> "StableDiffusionPipeline":
+    """A diffusers pipeline by name: `shapes`, `sd15`, `sd15-random`, a diffusers folder, or a hub id.
+
+    `device`: auto, cpu, cuda or cuda:N. `dtype`: auto (float16 on CUDA, else float32), float32, float16, bfloat16.
+    Raises NotFound or BadInput, with the remedy, before anything large is read.
+    """
+    from optsd.models import load
+
+    return load(model, device, dtype)
+
+
+def apply(pipe: "DiffusionPipeline", variant: str) -> "Patch":
+    """Apply a variant such as `int8+flash` to any Stable Diffusion pipeline, in place.
+
+    Raises Unsupported when it cannot work there, NothingMatched when it would change nothing.
+    """
+    from optsd.variants import parse
+
+    return parse(variant).apply(pipe)

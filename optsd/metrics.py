@@ -1,0 +1,57 @@
+"""Every metric that a result may carry: its unit, which way is better, and which tolerance it is judged by."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    unit: str
+    better: Literal["lower", "higher"]
+    kind: Literal["performance", "quality"]
+    label: str
+    """What a table's column is called."""
+
+
+METRICS: dict[str, Metric] = {
+    # speed
+    "latency_s": Metric("s", "lower", "performance", "s / image"),
+    "throughput_images_s": Metric("images/s", "higher", "performance", "images / s"),
+    "speedup": Metric("×", "higher", "performance", "speedup"),
+    "text_encoder_s": Metric("s", "lower", "performance", "text encoder"),
+    "unet_step_s": Metric("s", "lower", "performance", "UNet step"),
+    "vae_decode_s": Metric("s", "lower", "performance", "VAE decode"),
+    "compile_s": Metric("s", "lower", "performance", "compile"),
+    # memory and size
+    "peak_memory_bytes": Metric("B", "lower", "performance", "peak memory"),
+    "peak_device_bytes": Metric("B", "lower", "performance", "peak on the device"),
+    "peak_process_bytes": Metric("B", "lower", "performance", "peak of the process"),
+    "memory_reduction": Metric("fraction", "higher", "performance", "memory saved"),
+    "weight_bytes": Metric("B", "lower", "performance", "weights"),
+    "disk_bytes": Metric("B", "lower", "performance", "on disk"),
+    # quality, standard networks
+    "fid": Metric("", "lower", "quality", "FID"),
+    "kid": Metric("", "lower", "quality", "KID"),
+    "is": Metric("", "higher", "quality", "IS"),
+    "clip": Metric("cosine", "higher", "quality", "CLIP"),
+    "lpips": Metric("", "lower", "quality", "LPIPS"),
+    # quality, the shipped model's own networks: never to be compared with the five above
+    "fid_shapes": Metric("", "lower", "quality", "FID (shapes)"),
+    "kid_shapes": Metric("", "lower", "quality", "KID (shapes)"),
+    "is_shapes": Metric("", "higher", "quality", "IS (shapes)"),
+    "clip_shapes": Metric("cosine", "higher", "quality", "CLIP (shapes)"),
+    "lpips_shapes": Metric("", "lower", "quality", "LPIPS (shapes)"),
+    "objects_right": Metric("fraction", "higher", "quality", "objects right"),
+    # quality, paired with the baseline's image of the same prompt and seed; no network needed
+    "psnr_db": Metric("dB", "higher", "quality", "PSNR"),
+    "ssim": Metric("", "higher", "quality", "SSIM"),
+}
+"""`*_retention` (optimized ÷ baseline, as the guide defines it) exists for every quality metric; see `metric`."""
+
+
+def metric(name: str) -> Metric:
+    """The table's row for a metric, and for `<quality metric>_retention`. Raises KeyError for any other name."""
+    base = name.removesuffix("_retention")
+    if base != name and METRICS[base].kind == "quality":
+        return Metric("fraction", "higher", "quality", f"{METRICS[base].label} kept")
+    return METRICS[name]

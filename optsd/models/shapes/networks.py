@@ -1,0 +1,176 @@
+"""The architectures of the shipped model: SD v1.5's own classes, small; its classifier; its CLIP.
+
+Sizes: UNet 4.8 M parameters on 4×16×16 latents, autoencoder, text encoder, classifier and CLIP under 1 M each.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from optsd.models.shapes import scenes
+
+TEXT_WIDTH = 128
+CONTEXT_LENGTH = 32  # tokens; the longest caption has 19
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with the captions' words as whole tokens; any other text falls back to bytes.
+
+    Writes `vocab.json` and `merges.txt` into `folder` and loads them as a user would.
+    """
+    words = {"a", "on", "background", *scenes.SHAPES, *scenes.COLOURS, *scenes.BACKGROUNDS, *scenes.SIZES}
+    words.update(word for relation in scenes.RELATIONS for word in relation.split())
+    symbols = list(_byte_symbols())
+    vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
+    merges: list[str] = []
+    for word in sorted(words):
+        left = word[0]
+        for i, letter in enumerate(word[1:], start=1):
+            right = letter + "</w>" if i == len(word) - 1 else letter
+            if left + right not in vocabulary:
+                merges.append(f"{left} {right}")
+                vocabulary.append(left + right)
+            left += right
+    vocabulary += [_START, _END]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=CONTEXT_LENGTH,
+        pad_token=_END,
+    )
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in CLIP's order (Radford et al., 2019)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(others))]
+
+
+def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT_LENGTH,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    )
+
+
+def autoencoder() -> AutoencoderKL:
+    widths = (16, 32, 64)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=scenes.IMAGE_SIZE,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    # attention_head_dim is, in SD v1.5's configuration too, the number of heads.
+    return UNet2DConditionModel(
+        sample_size=scenes.IMAGE_SIZE // 4,
+        block_out_channels=(64, 96, 160),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """DDIM with zero terminal SNR and v-prediction, so that sampling starts where training ends.
+
+    Plain ε-prediction leaks the picture's mean colour at the last timestep, which small latents make worse
+    (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023).
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def pipeline(**components) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        **components, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+class Classifier(nn.Module):
+    """Which of the 24 kinds of object are in a picture.
+
+    A fully convolutional network scores every class at each of 8×8 places; an object is present when it is
+    somewhere, so a class's logit is the maximum over places. `features` are the pooled activations.
+    """
+
+    FEATURES = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+            )
+
+        self.trunk = nn.Sequential(
+            stage(3, 24, 1),
+            stage(24, 32, 2),
+            stage(32, 48, 1),
+            stage(48, 64, 2),
+            stage(64, 64, 1),
+            stage(64, 96, 2),
+            stage(96, 96, 1),
+            stage(96, self.FEATURES, 1),
+        )
+        self.head = nn.Conv2d(self.FEATURES, len(scenes.CLASSES), 1)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """N×3×H×W uint8 -> N×64 float32."""
+        return self.trunk(images.float() / 127.5 - 1).mean((2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """N×3×H×W uint8 -> N×24 logits; the sigmoid of each is the probability that the object is there."""
+        return self.head(self.trunk(images.float() / 127.5 - 1)).amax((2, 3))
+
+
+def clip(tokens: CLIPTokenizer) -> nn.Module:
+    """open_clip's own CLIP at a small size. Images are N×3×64×64 in [-1, 1]; text is N×32 token ids."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    return CLIP(
+        embed_dim=64,
+        vision_cfg=CLIPVisionCfg(layers=4, width=96, head_width=24, patch_size=8, image_size=scenes.IMAGE_SIZE),
+        text_cfg=CLIPTextCfg(
+            context_length=CONTEXT_LENGTH, vocab_size=len(tokens), width=96, heads=4, layers=3, pad_id=tokens.pad_token_id
+        ),
+    )
+
+

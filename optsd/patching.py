@@ -1,0 +1,83 @@
+"""What a technique is (`Optimization`), and what remains of it on a pipeline (`Patch`)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from optsd.errors import OptsdError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Stage(IntEnum):
+    """When a technique is applied. Combinations are sorted by it, so that the order of names means nothing."""
+
+    STRUCTURE = 0  # which modules there are: fused projections
+    WEIGHTS = 1  # what the modules compute with: int8, int4
+    ATTENTION = 2  # how attention is computed: eager, sdpa, flash; token merging
+    REUSE = 3  # what is not computed again: kvcache, deepcache
+    RUNTIME = 4  # how the whole is executed: compile, slicing, retries
+
+
+class Optimization(Protocol):
+    """A technique and its parameters: a frozen dataclass in `optsd/optimizations/`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a variant's name, parameters included: `int8`, `deepcache:3`."""
+
+    @property
+    def exact(self) -> bool:
+        """True when the mathematics is unchanged, so that images differ by rounding only."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def slot(self) -> str:
+        """At most one technique may hold a slot (`attention`, `weights`, …); two that share one are refused."""
+
+    def check(self, pipe: "DiffusionPipeline") -> None:
+        """Raise `Unsupported` if it cannot work on this pipeline. Changes nothing."""
+
+    def apply(self, pipe: "DiffusionPipeline") -> "Patch":
+        """Change the pipeline in place. Raises `NothingMatched` when there is nothing to change."""
+
+
+@dataclass
+class Patch:
+    """What was changed on a pipeline, the evidence that it is active, and the way back.
+
+    `touched` are the names of the changed modules (`unet.mid_block.attentions.0…`); `proof` is counted while the
+    pipeline runs (`{"quantized_linear": 32, "kernel_calls": 640}`); a lossy technique has no `undo` and says why.
+    """
+
+    name: str
+    touched: tuple[str, ...]
+    read_proof: Callable[[], dict[str, Any]] = dict
+    restore: Callable[[], None] | None = None
+    why_lossy: str = ""
+    parts: tuple["Patch", ...] = ()
+    undone: bool = field(default=False, init=False)
+
+    @property
+    def proof(self) -> dict[str, Any]:
+        """The counts so far, of this patch and of the patches that it is made of."""
+        return {key: value for part in self.parts for key, value in part.proof.items()} | self.read_proof()
+
+    def undo(self) -> None:
+        """Restore the pipeline, to the bit. Raises OptsdError, and changes nothing, if a part of it is lossy."""
+        if self.undone:
+            raise OptsdError(f"{self.name} is undone already", "call undo() once")
+        lossy = next((patch for patch in self._flat() if patch.why_lossy), None)
+        if lossy:
+            raise OptsdError(f"{lossy.name} cannot be undone: {lossy.why_lossy}", "load the pipeline again")
+        for patch in reversed(self._flat()):
+            if patch.restore:
+                patch.restore()
+            patch.undone = True
+
+    def _flat(self) -> list["Patch"]:
+        return [*(patch for part in self.parts for patch in part._flat()), self]

@@ -1,0 +1,127 @@
+"""The named variants, and how a name such as `int8+flash+kvcache` is read. Imports no torch."""
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optsd.errors import BadInput, Unsupported
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from optsd.patching import Optimization, Patch
+
+TECHNIQUES: dict[str, str] = {
+    # name in a variant -> the class that implements it, imported when it is used
+    "eager": "optsd.optimizations.attention:Eager",
+    "sdpa": "optsd.optimizations.attention:Sdpa",
+    "flash": "optsd.optimizations.attention:Flash",
+    "flash-enhanced": "optsd.optimizations.flash_enhanced:FlashEnhanced",
+    "kvcache": "optsd.optimizations.kvcache:KVCache",
+    "int8": "optsd.optimizations.quantize:Int8",
+    "int4": "optsd.optimizations.quantize:Int4",
+}
+
+GUIDE_VARIANTS = (
+    "baseline",
+    "sdpa",
+    "int8",
+    "int4",
+    "flash",
+    "flash-enhanced",
+    "kvcache",
+    "flash+kvcache",
+    "int8+flash",
+    "int4+flash",
+    "int8+flash+kvcache",
+)
+"""What a bench runs unless `--variant` says otherwise: the guide's ten, and `sdpa`, today's default of diffusers."""
+
+ALIASES = {"combined": "int8+flash", "baseline": "eager"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A combination of techniques, in the order in which they are applied."""
+
+    name: str
+    steps: "tuple[Optimization, ...]"
+
+    @property
+    def exact(self) -> bool:
+        return all(step.exact for step in self.steps)
+
+    def check(self, pipe: "DiffusionPipeline") -> None:
+        """Raise `Unsupported` if some technique cannot work on this pipeline. Changes nothing."""
+        for step in self.steps:
+            step.check(pipe)
+
+    def apply(self, pipe: "DiffusionPipeline") -> "Patch":
+        """Apply every technique in place; if one fails, those before it are undone where they can be."""
+        from optsd.patching import Patch
+
+        self.check(pipe)
+        parts: list[Patch] = []
+        try:
+            for step in self.steps:
+                parts.append(step.apply(pipe))
+        except BaseException:
+            for part in reversed(parts):
+                if not part.why_lossy:
+                    part.undo()
+            raise
+        touched = tuple(dict.fromkeys(name for part in parts for name in part.touched))
+        return Patch(self.name, touched, parts=tuple(parts))
+
+
+def canonical(name: str) -> str:
+    """One spelling for each variant: aliases resolved, techniques known, each named once. No torch is imported.
+
+    Raises BadInput for an unknown technique. Parameters follow a colon: `deepcache:3`.
+    """
+    expanded = "+".join(ALIASES.get(part.strip(), part.strip()) for part in name.split("+"))
+    parts = expanded.split("+")
+    for part in parts:
+        if part.partition(":")[0] not in TECHNIQUES:
+            known = ", ".join([*ALIASES, *TECHNIQUES])
+            raise BadInput(f"unknown variant {name!r}", f"choose from {known}, or join techniques with +")
+    if len(set(parts)) < len(parts):
+        raise BadInput(f"variant {name!r} names a technique twice", "name each technique once")
+    order = list(TECHNIQUES)
+    parts.sort(key=lambda part: order.index(part.partition(":")[0]))
+    joined = "+".join(parts)
+    written = next((known for known in GUIDE_VARIANTS if sorted(known.split("+")) == sorted(parts)), joined)
+    return "baseline" if written == "eager" else written
+
+
+def parse(name: str) -> Variant:
+    """The variant of that name, ready to `apply`. Raises BadInput or Unsupported (two techniques of one slot)."""
+    spelled = canonical(name)
+    steps = [_technique(part) for part in ("eager" if spelled == "baseline" else spelled).split("+")]
+    taken: dict[str, str] = {}
+    for step in steps:
+        if step.slot in taken:
+            raise Unsupported(
+                f"{taken[step.slot]} and {step.name} cannot be combined: both decide the {step.slot}", "choose one"
+            )
+        taken[step.slot] = step.name
+    return Variant(spelled, tuple(sorted(steps, key=lambda step: (step.stage, step.name))))
+
+
+def against_eager(name: str) -> Variant:
+    """The variant as a bench builds it: with the guide's eager attention wherever it names no attention kernel."""
+    variant = parse(name)
+    if any(step.slot == "attention" for step in variant.steps):
+        return variant
+    return Variant(variant.name, parse(f"eager+{variant.name}").steps)
+
+
+def _technique(spelled: str) -> "Optimization":
+    name, _, parameters = spelled.partition(":")
+    module, _, attribute = TECHNIQUES[name].partition(":")
+    technique = getattr(importlib.import_module(module), attribute)
+    if not parameters:
+        return technique()
+    if not hasattr(technique, "from_text"):
+        raise BadInput(f"{name} takes no parameter, {spelled!r} gives one", f"write {name}")
+    return technique.from_text(parameters)
