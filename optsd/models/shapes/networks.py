@@ -1,9 +1,8 @@
 """The architectures of the shipped model: SD v1.5's own classes, small; its classifier; its CLIP.
 
-Sizes: UNet 4.8 M parameters on 4×16×16 latents, autoencoder, text encoder, classifier and CLIP under 1 M each.
+Sizes: UNet 6.1 M parameters on 4×16×16 latents, autoencoder, text encoder, classifier and CLIP under 1 M each.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,47 +11,17 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from optsd.models.shapes import scenes
+from optsd.models.tokenizer import byte_level_tokenizer
 
 TEXT_WIDTH = 128
 CONTEXT_LENGTH = 32  # tokens; the longest caption has 19
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with the captions' words as whole tokens; any other text falls back to bytes.
-
-    Writes `vocab.json` and `merges.txt` into `folder` and loads them as a user would.
-    """
+    """Every word of the captions is one token. Leaves the tokenizer's files in `folder`."""
     words = {"a", "on", "background", *scenes.SHAPES, *scenes.COLOURS, *scenes.BACKGROUNDS, *scenes.SIZES}
     words.update(word for relation in scenes.RELATIONS for word in relation.split())
-    symbols = list(_byte_symbols())
-    vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
-    merges: list[str] = []
-    for word in sorted(words):
-        left = word[0]
-        for i, letter in enumerate(word[1:], start=1):
-            right = letter + "</w>" if i == len(word) - 1 else letter
-            if left + right not in vocabulary:
-                merges.append(f"{left} {right}")
-                vocabulary.append(left + right)
-            left += right
-    vocabulary += [_START, _END]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(
-        vocab=str(folder / "vocab.json"),
-        merges=str(folder / "merges.txt"),
-        model_max_length=CONTEXT_LENGTH,
-        pad_token=_END,
-    )
-
-
-def _byte_symbols() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in CLIP's order (Radford et al., 2019)."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(others))]
+    return byte_level_tokenizer(folder, words, CONTEXT_LENGTH)
 
 
 def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
@@ -169,8 +138,11 @@ def clip(tokens: CLIPTokenizer) -> nn.Module:
         embed_dim=64,
         vision_cfg=CLIPVisionCfg(layers=4, width=96, head_width=24, patch_size=8, image_size=scenes.IMAGE_SIZE),
         text_cfg=CLIPTextCfg(
-            context_length=CONTEXT_LENGTH, vocab_size=len(tokens), width=96, heads=4, layers=3, pad_id=tokens.pad_token_id
+            context_length=CONTEXT_LENGTH,
+            vocab_size=len(tokens),
+            width=96,
+            heads=4,
+            layers=3,
+            pad_id=tokens.pad_token_id,
         ),
     )
-
-
