@@ -186,7 +186,7 @@ def train_unet(folder: Path, device: torch.device) -> nn.Module:
 
 
 def train_classifier(folder: Path, device: torch.device) -> nn.Module:
-    """Which kinds of object are there, on drawn scenes with blur, noise and shifts, so that it judges soft pictures too."""
+    """Which kinds of object are there, on drawn scenes with blur, noise and shifts: it judges soft pictures too."""
     model = networks.Classifier().to(device)
 
     def loss_of(step: int, rng: np.random.Generator) -> Tensor:
