@@ -162,7 +162,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(partial, 0o644)
+        partial.chmod(0o644)  # mkstemp makes files that only their owner can read
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)

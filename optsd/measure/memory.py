@@ -1,0 +1,112 @@
+"""Peak memory of one variant, in a fresh process and a pass of its own.
+
+On CUDA the peak is `torch.cuda.max_memory_allocated`. On a CPU it is the process's peak resident memory above what it
+held before the model was loaded: Linux keeps it as VmHWM and resets it when 5 is written to /proc/self/clear_refs.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from optsd.errors import OptsdError, Unsupported
+from optsd.records import Workload
+
+MOST_STEPS = 4
+"""Denoising steps of a memory pass: its peak does not grow with their number."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes. `peak` is the device's on CUDA and the process's, above its start, on a CPU."""
+
+    peak: int
+    process: int  # the process's whole peak, libraries included
+    timeline: tuple[int, ...]  # memory in use after each denoising step and at the end, as `peak` counts it
+
+
+def peak_memory(model: str, variant: str, device: str, dtype: str, workload: Workload) -> PeakMemory:
+    """Run one batch of the variant in a new process and read its peak. Raises OptsdError where that fails."""
+    # A fork server imports the libraries once; each measurement is a fork of it that has loaded no model yet.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "diffusers", "transformers", "optsd.models", "optsd.measure.run"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, model, variant, device, dtype, workload), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        raise OptsdError(
+            f"the process that measured {variant}'s memory died (exit code {process.exitcode})",
+            "free memory, or choose a smaller --size or --batch-size",
+        ) from None
+    process.join()
+    if isinstance(answer, PeakMemory):
+        return answer
+    kind, problem, remedy = answer
+    raise (Unsupported if kind == "Unsupported" else OptsdError)(problem, remedy)
+
+
+def resident_bytes(key: str = "VmRSS") -> int:
+    """The process's resident memory now (`VmRSS`) or at its peak (`VmHWM`), in bytes. Linux only."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        raise Unsupported("process memory is read from /proc, which this system lacks", "measure on Linux") from None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def reset_peak() -> None:
+    """Make `VmHWM` the memory in use now, after giving freed memory back to the system."""
+    gc.collect()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc; musl has no such call and keeps little
+            libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _child(sender, model: str, variant: str, device: str, dtype: str, workload: Workload) -> None:
+    try:
+        answer = _measure(model, variant, device, dtype, workload)
+    except OptsdError as error:
+        answer = (type(error).__name__, error.problem, error.remedy)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        traceback.print_exc()
+        answer = (type(error).__name__, f"measuring {variant}'s memory failed ({error!r})", "see the traceback above")
+    sender.send(answer)
+    sender.close()
+
+
+def _measure(model: str, variant: str, device: str, dtype: str, workload: Workload) -> PeakMemory:
+    import torch
+
+    from optsd.measure.run import run_batch, timing_prompts
+    from optsd.measure.seeds import fix_seeds
+    from optsd.models import build
+
+    fix_seeds()
+    start = resident_bytes()
+    pipe, _patch = build(model, variant, device, dtype)
+    cuda = pipe.device.type == "cuda"
+    timeline: list[int] = []
+
+    def note(*_) -> None:
+        timeline.append(torch.cuda.memory_allocated(pipe.device) if cuda else resident_bytes() - start)
+
+    handle = pipe.unet.register_forward_hook(note)
+    short = replace(workload, steps=min(workload.steps, MOST_STEPS))
+    reset_peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(pipe.device)
+    run_batch(pipe, short, timing_prompts(workload.model, workload.batch_size))
+    note()
+    handle.remove()
+    process = resident_bytes("VmHWM")
+    peak = torch.cuda.max_memory_allocated(pipe.device) if cuda else process - start
+    return PeakMemory(peak, process, tuple(timeline))

@@ -1,0 +1,43 @@
+"""One batch of pictures: what every measurement runs."""
+
+from typing import TYPE_CHECKING
+
+from optsd.measure.seeds import generators
+from optsd.records import Workload
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+PHOTO_PROMPTS = (
+    "a photo of a dog that runs on a beach, high quality",
+    "a bowl of fruit on a wooden table, natural light",
+    "an old red bus in a narrow street, 50mm",
+    "two people with umbrellas in front of a station, sharp focus",
+)
+"""Prompts of the time and memory passes for models of photographs; their length is what matters there."""
+
+
+def timing_prompts(model: str, count: int) -> list[str]:
+    """Prompts for the passes that measure time and memory: the model's own kind, always the same."""
+    if model == "shapes":
+        from itertools import islice
+
+        from optsd.models.shapes.scenes import scenes
+
+        return [scene.caption for scene in islice(scenes(seed=31, held_out=True), count)]
+    return [PHOTO_PROMPTS[i % len(PHOTO_PROMPTS)] for i in range(count)]
+
+
+def run_batch(
+    pipe: "StableDiffusionPipeline", workload: Workload, prompts: list[str], first: int = 0
+) -> "list[Image.Image]":
+    """One call of the pipeline: the pictures of `prompts`, the first of which has index `first` in its run."""
+    return pipe(
+        prompts,
+        num_inference_steps=workload.steps,
+        guidance_scale=workload.guidance,
+        height=workload.height,
+        width=workload.width,
+        generator=generators(workload.seed, first, len(prompts)),
+    ).images
