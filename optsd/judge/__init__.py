@@ -1,0 +1,1 @@
+"""What holds and what does not: statistics, expectations, verdicts. Reads records only and never imports torch."""
