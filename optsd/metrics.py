@@ -28,6 +28,7 @@ METRICS: dict[str, Metric] = {
     "peak_process_bytes": Metric("B", "lower", "performance", "peak of the process"),
     "memory_reduction": Metric("fraction", "higher", "performance", "memory saved"),
     "weight_bytes": Metric("B", "lower", "performance", "weights"),
+    "unet_weight_bytes": Metric("B", "lower", "performance", "UNet weights"),
     "disk_bytes": Metric("B", "lower", "performance", "on disk"),
     # quality, standard networks
     "fid": Metric("", "lower", "quality", "FID"),

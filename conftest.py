@@ -1,0 +1,5 @@
+pytest_plugins = [
+    "conftest_plugins.options",
+    "conftest_plugins.results",
+    "conftest_plugins.pipelines",
+]

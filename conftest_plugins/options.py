@@ -1,0 +1,158 @@
+"""The options of a run: which model, which variants, which workload. Imports no torch until tests run."""
+
+from pathlib import Path
+
+import pytest
+
+from optsd import models, workloads
+from optsd.errors import BadInput, OptsdError
+from optsd.records import Workload
+from optsd.variants import GUIDE_VARIANTS, canonical
+
+SOURCE = pytest.StashKey[models.Source]()
+VARIANTS = pytest.StashKey[tuple[str, ...]]()
+WORKLOAD = pytest.StashKey[Workload]()
+DEVICE = pytest.StashKey[str]()
+OUTPUT = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("optsd", "what is benched, and on what")
+    group.addoption(
+        "--model",
+        default="shapes",
+        help="shapes (ships with the project), sd15, sd15-random (v1.5's architecture, random weights: speed, memory "
+        "and size only), a diffusers folder, or a hub id (default: %(default)s)",
+    )
+    group.addoption(
+        "--variant",
+        action="append",
+        metavar="NAME[,NAME]",
+        help=f"bench these and the baseline; join techniques with + (default: {', '.join(GUIDE_VARIANTS)})",
+    )
+    group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: CUDA where there is one)")
+    group.addoption(
+        "--dtype", default="auto", help="auto (float16 on CUDA, float32 on a CPU), or one of those, bfloat16"
+    )
+    group.addoption(
+        "--preset",
+        choices=sorted(workloads.PRESETS),
+        help="smoke: does it run; quick: shapes' default; guide: 50 steps, guidance 7.5, 512x512, batch 4, 1,000 images, "
+        "every other model's default. The options below change a part of it",
+    )
+    group.addoption("--steps", type=int, help="denoising steps")
+    group.addoption("--guidance", type=float, help="classifier-free guidance scale; 1 turns it off")
+    group.addoption("--size", help="pixels: 512, or 768x512 for width x height")
+    group.addoption("--batch-size", type=int, help="pictures in one call")
+    group.addoption("--rounds", type=int, help="timed calls of each variant, interleaved with the baseline's")
+    group.addoption("--images", type=int, help="pictures for the quality metrics")
+    group.addoption("--seed", type=int, default=42, help="of the pictures' noise (default: %(default)s)")
+    group.addoption("--output", default="reports/latest", help="folder of results and pictures (default: %(default)s)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check all that can be checked before anything is collected, imported or loaded."""
+    option = config.getoption
+    with _usage_errors():
+        preset = chosen_preset(config)
+        workloads.at_least("--steps", preset.steps, 1)
+        workloads.at_least("--guidance", preset.guidance, 0)
+        workloads.at_least("--batch-size", preset.batch_size, 1)
+        workloads.at_least("--rounds", preset.rounds, 1)
+        workloads.at_least("--images", preset.images, 1)
+        workloads.at_least("--seed", option("--seed"), 0)
+        config.stash[VARIANTS] = _variants(option("--variant"))
+        config.stash[OUTPUT] = (config.rootpath / option("--output")).resolve()
+        _check_device_name(option("--device"))
+        if option("--dtype") not in ("auto", *models.DTYPES):
+            raise BadInput(f"--dtype {option('--dtype')} is unknown", f"use auto, {', '.join(models.DTYPES)}")
+
+
+def chosen_preset(config: pytest.Config) -> workloads.Preset:
+    """The preset, with the parts of it that other options replace."""
+    option = config.getoption
+    preset = workloads.PRESETS[option("--preset") or workloads.default_preset(option("--model"))]
+    size = option("--size")
+
+    def either(name: str, default):
+        given = option(name)
+        return default if given is None else given
+
+    return workloads.Preset(
+        steps=either("--steps", preset.steps),
+        guidance=either("--guidance", preset.guidance),
+        size=preset.size if size is None else workloads.parse_size(size),
+        batch_size=either("--batch-size", preset.batch_size),
+        rounds=either("--rounds", preset.rounds),
+        images=either("--images", preset.images),
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "variant" in metafunc.fixturenames:
+        # Session scope makes pytest run all tests of one variant before the next: it is built once.
+        metafunc.parametrize("variant", metafunc.config.stash[VARIANTS], scope="session")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    preset = chosen_preset(config)
+    size = "the model's size" if preset.size is None else "x".join(map(str, preset.size))
+    return (
+        f"optsd: model {config.getoption('--model')}, {len(config.stash[VARIANTS])} variants, {preset.steps} steps, "
+        f"guidance {preset.guidance:g}, {size}, batch {preset.batch_size}"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """When benches are about to run: find the model and the device, so that a wrong one is said before it is loaded."""
+    needs_model = any("variant" in getattr(item, "fixturenames", ()) for item in session.items)
+    if session.config.option.collectonly or not needs_model:
+        return
+    resolve(session.config)
+
+
+def resolve(config: pytest.Config) -> Workload:
+    """The workload with nothing left open. Imports torch, to see which devices there are; loads no model."""
+    if WORKLOAD not in config.stash:
+        with _usage_errors():
+            source = models.check(config.getoption("--model"))
+            device = models.resolve_device(config.getoption("--device"))
+            dtype = models.resolve_dtype(config.getoption("--dtype"), device)
+        preset = chosen_preset(config)
+        width, height = preset.size or (source.size, source.size)
+        config.stash[SOURCE], config.stash[DEVICE] = source, str(device)
+        config.stash[WORKLOAD] = Workload(
+            model=source.name,
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            steps=preset.steps,
+            guidance=preset.guidance,
+            height=height,
+            width=width,
+            batch_size=preset.batch_size,
+            seed=config.getoption("--seed"),
+        )
+    return config.stash[WORKLOAD]
+
+
+def _variants(given: list[str] | None) -> tuple[str, ...]:
+    """The chosen variants, canonical, each once, the baseline first."""
+    names = [name for group in given or () for name in group.split(",") if name.strip()] or GUIDE_VARIANTS
+    return tuple(dict.fromkeys(["baseline", *(canonical(name.strip()) for name in names)]))
+
+
+def _check_device_name(device: str) -> None:
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:N")
+
+
+class _usage_errors:
+    """Turn the library's one-line errors into pytest's: no traceback, exit status 4."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OptsdError):
+            raise pytest.UsageError(str(error)) from None

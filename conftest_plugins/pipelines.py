@@ -1,0 +1,102 @@
+"""The pipelines that the benches share: the baseline's for the whole session, a variant's while it is benched."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conftest_plugins.options import DEVICE, WORKLOAD, chosen_preset
+from optsd.errors import Unsupported
+from optsd.records import Workload
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from optsd.patching import Patch
+
+
+@dataclass
+class Built:
+    """A variant on a pipeline of its own."""
+
+    variant: str
+    pipe: "StableDiffusionPipeline"
+    patch: "Patch"
+    workload: Workload
+    prompts: list[str]
+    warm: bool = False
+
+    def run(self) -> None:
+        """One batch of the timing prompts."""
+        from optsd.measure.run import run_batch
+
+        run_batch(self.pipe, self.workload, self.prompts)
+
+    def warm_up(self) -> None:
+        """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled."""
+        if not self.warm:
+            self.run()
+            self.warm = True
+
+
+@pytest.fixture(scope="session")
+def build(pytestconfig: pytest.Config, workload: Workload) -> Callable[[str], Built]:
+    """Build a variant of the chosen model."""
+    from optsd import models
+    from optsd.measure.run import timing_prompts
+    from optsd.measure.seeds import fix_seeds
+
+    def make(variant: str) -> Built:
+        fix_seeds()
+        pipe, patch = models.build(workload.model, variant, pytestconfig.stash[DEVICE], workload.dtype)
+        return Built(variant, pipe, patch, workload, timing_prompts(workload.model, workload.batch_size))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def baseline(build: Callable[[str], Built]) -> Built:
+    """What every variant is compared with, in this session: eager attention, no other technique."""
+    return build("baseline")
+
+
+@pytest.fixture(scope="session")
+def built(variant: str, baseline: Built, build: Callable[[str], Built]) -> Iterator[Built]:
+    """The variant under test; freed before the next one is built. Skips, with the reason, where it cannot run."""
+    if variant == "baseline":
+        yield baseline
+        return
+    try:
+        made = build(variant)
+    except Unsupported as error:
+        pytest.skip(str(error))
+    yield made
+    del made
+    gc.collect()
+    _empty_cuda_cache()
+
+
+@pytest.fixture
+def machine_to_itself(pytestconfig: pytest.Config) -> None:
+    """Skip what is meaningless while other workers load the machine."""
+    if hasattr(pytestconfig, "workerinput"):
+        pytest.skip("time and memory need the machine to themselves: run this without -n")
+
+
+@pytest.fixture(scope="session")
+def rounds(pytestconfig: pytest.Config) -> int:
+    return chosen_preset(pytestconfig).rounds
+
+
+@pytest.fixture(scope="session")
+def workload(pytestconfig: pytest.Config) -> Workload:
+    return pytestconfig.stash[WORKLOAD]
+
+
+def _empty_cuda_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,159 @@
+"""Collects what the benches measure, and at the end writes it, judges it and shows it."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+
+import pytest
+
+from conftest_plugins.options import OUTPUT, WORKLOAD
+from optsd.errors import OptsdError
+from optsd.metrics import metric
+from optsd.records import Measurement, Results, Technique, Verdict, write_atomically
+
+RECORDER = pytest.StashKey["Recorder"]()
+
+
+class Recorder:
+    """What has been found out so far. Every addition is written to results.json, so that a killed run leaves it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._results: Results | None = None
+
+    def measure(
+        self,
+        variant: str,
+        name: str,
+        value: float | None,
+        interval: tuple[float, float] | None = None,
+        samples: tuple[float, ...] = (),
+        note: str = "",
+    ) -> Measurement:
+        """Add a figure; its unit comes from the table of metrics."""
+        low, high = interval or (None, None)
+        found = Measurement(variant, name, metric(name).unit, value, low, high, tuple(samples), note)
+        self.measurement(found)
+        return found
+
+    def measurement(self, found: Measurement) -> None:
+        self._extend(measurements=(found,))
+
+    def verdict(self, found: Verdict) -> None:
+        self._extend(verdicts=(found,))
+
+    def technique(self, found: Technique) -> None:
+        self._extend(techniques=(found,))
+
+    def image(self, found: dict) -> None:
+        self._extend(images=(found,))
+
+    def failure(self, variant: str, stage: str, reason: str) -> None:
+        self._extend(failures=({"variant": variant, "stage": stage, "reason": reason},))
+
+    def results(self, complete: bool = False) -> Results:
+        if self._results is None:
+            from optsd.measure.environment import machine
+
+            self._results = Results(
+                machine=machine(),
+                workload=self._config.stash[WORKLOAD],
+                command=shlex.join(["pytest", *self._config.invocation_params.args]),
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            )
+        return replace(self._results, complete=complete)
+
+    def merge(self, other: Results) -> None:
+        """Add what another worker has found."""
+        fields = ("measurements", "verdicts", "techniques", "images", "failures")
+        self._extend(**{name: getattr(other, name) for name in fields})
+
+    @property
+    def empty(self) -> bool:
+        return self._results is None
+
+    def _extend(self, **rows: tuple) -> None:
+        now = self.results()
+        self._results = replace(now, **{name: getattr(now, name) + more for name, more in rows.items()})
+        if not hasattr(self._config, "workerinput"):
+            write_atomically(self._config.stash[OUTPUT] / "results.json", self._results.to_json())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORDER] = Recorder(config)
+
+
+@pytest.fixture(scope="session")
+def recorder(pytestconfig: pytest.Config) -> Recorder:
+    return pytestconfig.stash[RECORDER]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator:
+    """Let the report know of tests of a variant that failed or were skipped, with the reason."""
+    report = yield
+    variant = getattr(item, "callspec", None) and item.callspec.params.get("variant")
+    if variant and (report.failed or (report.skipped and call.excinfo)):
+        item.config.stash[RECORDER].failure(variant, item.originalname, _reason(call))
+    return report
+
+
+def _reason(call: pytest.CallInfo) -> str:
+    error = call.excinfo.value
+    return str(getattr(error, "msg", None) or error).strip().split("\n")[0] or type(error).__name__
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """xdist: a worker has ended; take over what it found."""
+    text = getattr(node, "workeroutput", {}).get("optsd")
+    if text:
+        results = Results.from_json(text, f"worker {node.gateway.id}")
+        node.config.stash.setdefault(WORKLOAD, results.workload)
+        node.config.stash[RECORDER].merge(results)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    recorder = config.stash[RECORDER]
+    if recorder.empty:
+        return
+    results = recorder.results(complete=exitstatus != pytest.ExitCode.INTERRUPTED)
+    if hasattr(config, "workerinput"):
+        config.workeroutput["optsd"] = results.to_json()
+        return
+    from conftest_plugins import verdicts
+    from optsd import report
+
+    results = verdicts.judge(config, results)
+    folder = config.stash[OUTPUT]
+    write_atomically(folder / "results.json", results.to_json())
+    config.stash[RECORDER]._results = results
+    try:
+        report.write(results, folder)
+    except OptsdError as error:
+        print(f"no report: {error}", file=sys.stderr)  # noqa: T201 - the terminal plugin may be gone by now
+    session.exitstatus = verdicts.exit_status(config, results, exitstatus)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    recorder = config.stash[RECORDER]
+    if recorder.empty:
+        return
+    from rich.console import Console
+
+    from optsd.report import print_table
+
+    results = recorder.results(complete=True)
+    terminalreporter.section("results")
+    writer = terminalreporter._tw
+    print_table(results, Console(file=writer._file, width=min(writer.fullwidth, 120), force_terminal=writer.hasmarkup))
+    terminalreporter.line(f"written to {config.stash[OUTPUT]}: index.html, results.json, contact-sheet.png")
+
+
+def as_extra_info(measurements: list[Measurement]) -> dict:
+    """The records as they stand in pytest-benchmark's JSON, under `extra_info`."""
+    return {found.metric: asdict(found) for found in measurements}

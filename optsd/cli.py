@@ -1,0 +1,57 @@
+"""`optsd NAME …`: what is not a test. Each command is a module with `main(arguments) -> exit status`."""
+
+import importlib
+import sys
+
+from optsd import __version__
+from optsd.errors import OptsdError
+
+COMMANDS = {
+    # name -> (module, what it does)
+    "generate": ("optsd.generate", "draw pictures with a variant"),
+    "compare": ("optsd.judge.compare", "judge two finished runs"),
+    "report": ("optsd.report.command", "write the report of a results.json again"),
+    "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),
+    "estimate": ("optsd.estimate.command", "what a claim could be at best, without a GPU"),
+    "shapes": ("optsd.models.shapes.evaluate", "how good the shipped model and its judge are"),
+    "doctor": ("optsd.doctor", "what this machine can run"),
+}
+
+_HELP = """usage: optsd COMMAND [OPTION ...]
+
+{commands}
+
+The benches are pytest's:
+  pytest bench                       every variant of the guide, on the shipped model
+  pytest bench --variant=int4        that one, against the baseline
+  pytest bench --model sd15 --preset guide --claims
+
+optsd COMMAND --help tells more. optsd --version prints {version}."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit status. An error of the user's is one line on stderr and status 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] == "--version":
+        print(__version__)
+        return 0
+    if not words or words[0] in ("-h", "--help"):
+        commands = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
+        print(_HELP.format(commands=commands, version=__version__))
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        print(f"optsd: unknown command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(rest)
+    except OptsdError as error:
+        print(f"optsd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("optsd: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
