@@ -22,11 +22,15 @@ RESAMPLES = 4000
 
 
 class Interval(NamedTuple):
-    """An estimate and the bounds of its 95 % confidence interval; the bounds are None below `FEWEST_ROUNDS`."""
+    """An estimate and the bounds of its 95 % confidence interval.
+
+    Below `FEWEST_ROUNDS` readings the bounds are about the lowest and the highest reading and promise nothing: the
+    judge takes no decision on them.
+    """
 
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 def median_interval(samples: Sequence[float]) -> Interval:
@@ -34,10 +38,7 @@ def median_interval(samples: Sequence[float]) -> Interval:
     import numpy as np
 
     readings = _checked(samples, "samples")
-    value = float(np.median(readings))
-    if len(readings) < FEWEST_ROUNDS:
-        return Interval(value, None, None)
-    return Interval(value, *_percentiles(_resampled_medians(readings, seed=0)))
+    return Interval(float(np.median(readings)), *_percentiles(_resampled_medians(readings, seed=0)))
 
 
 def ratio_interval(baseline_samples: Sequence[float], variant_samples: Sequence[float]) -> Interval:
@@ -68,8 +69,6 @@ def change_interval(reference: Sequence[float], current: Sequence[float]) -> Int
     before = _checked(reference, "reference", above_zero=True)
     after = _checked(current, "current", above_zero=True)
     value = float(np.median(after) / np.median(before))
-    if min(len(before), len(after)) < FEWEST_ROUNDS:
-        return Interval(value, None, None)
     # Two seeds: with one, equal readings would be resampled alike and their ratio would seem certain.
     ratios = _resampled_medians(after, seed=1) / _resampled_medians(before, seed=2)
     return Interval(value, *_percentiles(ratios))
@@ -81,8 +80,6 @@ def difference_interval(reference: Sequence[float], current: Sequence[float]) ->
 
     before, after = _checked(reference, "reference"), _checked(current, "current")
     value = float(np.median(after) - np.median(before))
-    if min(len(before), len(after)) < FEWEST_ROUNDS:
-        return Interval(value, None, None)
     return Interval(value, *_percentiles(_resampled_medians(after, seed=1) - _resampled_medians(before, seed=2)))
 
 
