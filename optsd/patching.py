@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from optsd.errors import OptsdError
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+Pipeline: TypeAlias = Any
+"""A diffusers pipeline with a `unet` and a `vae`; diffusers declares these attributes nowhere."""
 
 
 class Stage(IntEnum):
@@ -39,10 +39,10 @@ class Optimization(Protocol):
     def slot(self) -> str:
         """At most one technique may hold a slot (`attention`, `weights`, …); two that share one are refused."""
 
-    def check(self, pipe: "DiffusionPipeline") -> None:
+    def check(self, pipe: Pipeline) -> None:
         """Raise `Unsupported` if it cannot work on this pipeline. Changes nothing."""
 
-    def apply(self, pipe: "DiffusionPipeline") -> "Patch":
+    def apply(self, pipe: Pipeline) -> "Patch":
         """Change the pipeline in place. Raises `NothingMatched` when there is nothing to change."""
 
 
@@ -81,3 +81,22 @@ class Patch:
 
     def _flat(self) -> list["Patch"]:
         return [*(patch for part in self.parts for patch in part._flat()), self]
+
+
+def replace_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an attribute on one object, not on its class, and return what takes it back exactly.
+
+    Use it with bound methods (`layer.forward = Cached(layer).forward`): a deep copy of the owner then carries deep
+    copies of them, where a closure would go on working on the original.
+    """
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+
+    def restore() -> None:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    return restore

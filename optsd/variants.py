@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from optsd.patching import Optimization, Patch
 
 TECHNIQUES: dict[str, str] = {
-    # name in a variant -> the class that implements it, imported when it is used
+    # name in a variant -> the class that implements it, or the function that returns its parts; imported when used
     "eager": "optsd.optimizations.attention:Eager",
     "sdpa": "optsd.optimizations.attention:Sdpa",
     "flash": "optsd.optimizations.attention:Flash",
-    "flash-enhanced": "optsd.optimizations.flash_enhanced:FlashEnhanced",
+    "flash-enhanced": "optsd.optimizations.flash_enhanced:flash_enhanced",
     "kvcache": "optsd.optimizations.kvcache:KVCache",
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
@@ -97,7 +97,8 @@ def canonical(name: str) -> str:
 def parse(name: str) -> Variant:
     """The variant of that name, ready to `apply`. Raises BadInput or Unsupported (two techniques of one slot)."""
     spelled = canonical(name)
-    steps = [_technique(part) for part in ("eager" if spelled == "baseline" else spelled).split("+")]
+    named = ("eager" if spelled == "baseline" else spelled).split("+")
+    steps = [step for part in named for step in _technique(part)]
     taken: dict[str, str] = {}
     for step in steps:
         if step.slot in taken:
@@ -116,12 +117,13 @@ def against_eager(name: str) -> Variant:
     return Variant(variant.name, parse(f"eager+{variant.name}").steps)
 
 
-def _technique(spelled: str) -> "Optimization":
+def _technique(spelled: str) -> "tuple[Optimization, ...]":
     name, _, parameters = spelled.partition(":")
     module, _, attribute = TECHNIQUES[name].partition(":")
     technique = getattr(importlib.import_module(module), attribute)
     if not parameters:
-        return technique()
+        made = technique()
+        return made if isinstance(made, tuple) else (made,)
     if not hasattr(technique, "from_text"):
         raise BadInput(f"{name} takes no parameter, {spelled!r} gives one", f"write {name}")
-    return technique.from_text(parameters)
+    return (technique.from_text(parameters),)
