@@ -32,13 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: CUDA where there is one)")
     group.addoption(
-        "--dtype", default="auto", help="auto (float16 on CUDA, float32 on a CPU), or one of those, bfloat16"
+        "--dtype", default="auto", help="float32, float16, bfloat16 (default: float16 on CUDA, float32 on a CPU)"
     )
     group.addoption(
         "--preset",
         choices=sorted(workloads.PRESETS),
-        help="smoke: does it run; quick: shapes' default; guide: 50 steps, guidance 7.5, 512x512, batch 4, 1,000 images, "
-        "every other model's default. The options below change a part of it",
+        help="smoke: does it run; quick: shapes' default; guide: 50 steps, guidance 7.5, 512x512, batch 4, 1,000 "
+        "images, every other model's default. The options below change a part of it",
     )
     group.addoption("--steps", type=int, help="denoising steps")
     group.addoption("--guidance", type=float, help="classifier-free guidance scale; 1 turns it off")
