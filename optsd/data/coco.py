@@ -1,0 +1,83 @@
+"""`optsd coco fetch|verify|prompts`: the files behind the standard prompts and the standard metrics."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+
+from optsd.data import captions, downloads, prompts
+from optsd.errors import BadInput, NotFound
+
+_EXAMPLES = """\
+examples:
+  optsd coco fetch captions           the caption file that the prompts are made from (253 MB)
+  optsd coco fetch images             the photographs that fid and kid compare with (816 MB)
+  optsd coco fetch inception alexnet clip
+                                      the networks of fid, kid and is, of lpips, of clip
+  optsd coco verify                   is everything there, whole and genuine?
+  optsd coco prompts --count 3        print prompts
+  optsd coco prompts --model shapes   those of the shipped model
+  optsd coco verify --captions FILE   check a caption file that lies elsewhere
+
+Files are kept under $OPTSD_HOME (default: ~/.cache/optsd). On a machine without a network, copy them there.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """The command line. Returns the exit status; raises OptsdError for what the user can put right."""
+    parser = argparse.ArgumentParser(
+        prog="optsd coco", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="download files, with resume and pinned hashes")
+    fetch.add_argument("names", nargs="*", default=["captions"], help=f"{', '.join(downloads.DOWNLOADS)}, or all")
+    verify = commands.add_parser("verify", help="check the caption file, the prompts made from it, and all downloads")
+    show = commands.add_parser("prompts", help="print the standard prompts, one a line")
+    show.add_argument("--count", type=int, default=prompts.COUNT, metavar="N", help="the first N (default: all)")
+    show.add_argument("--model", choices=("coco", "shapes"), default="coco", help="whose prompts (default: coco)")
+    for command in (verify, show):
+        command.add_argument(
+            "--captions", type=Path, metavar="FILE", help="captions_val2017.json, if it lies elsewhere"
+        )
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    if options.command == "fetch":
+        return _fetch(options.names, console)
+    file = options.captions or downloads.coco_folder() / downloads.CAPTIONS
+    if options.command == "verify":
+        return _verify(file, console)
+    if options.count < 1:
+        raise BadInput(f"--count {options.count} asks for no prompt", "give a number from 1 to 1000")
+    chosen = prompts.shapes()[0] if options.model == "shapes" else prompts.coco(file)
+    for prompt in chosen[: options.count]:
+        console.print(prompt.text, markup=False)
+    return 0
+
+
+def _fetch(names: list[str], console: Console) -> int:
+    for name in downloads.DOWNLOADS if names == ["all"] else names:
+        console.print(f"{name}: {downloads.fetch(name)}", markup=False)
+    return 0
+
+
+def _verify(file: Path, console: Console) -> int:
+    """Says what each file is for and whether it is there; 1 when the caption file or any file found is wrong."""
+    made = prompts.coco(file)
+    console.print(f"captions: {file}: genuine; {len(made):,} prompts, SHA-256 {prompts.digest(made)}", markup=False)
+    skipped: Counter[str] = prompts.choose(captions.read(file))[1]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    console.print(f"captions that make no prompt: {reasons}", markup=False)
+    photographs = downloads.coco_folder() / downloads.PHOTOGRAPHS
+    have = sum((photographs / prompt.file_name).is_file() for prompt in made)
+    console.print(f"images: {have:,} of the {len(made):,} prompts' photographs in {photographs}", markup=False)
+    status = 0
+    for name in ("inception", "alexnet", "clip"):
+        try:
+            console.print(f"{name}: {downloads.find_weights(name)}: genuine", markup=False)
+        except NotFound as error:
+            console.print(f"{name}: {error}", markup=False)
+        except BadInput as error:
+            console.print(f"{name}: {error}", markup=False)
+            status = 1
+    return status

@@ -1,0 +1,293 @@
+"""The networks that judge images: the field's standard ones, and the shipped model's own. Never confused: see `suffix`.
+
+Images are N×H×W×3, uint8, everywhere here. A network whose weights are missing raises NotFound, which names the file.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import lpips
+import numpy as np
+import torch
+import torch_fidelity
+from PIL import Image
+from torch import nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+
+from optsd.data.downloads import find_weights
+from optsd.errors import BadInput, NotFound
+from optsd.models.shapes import WEIGHTS, networks, scenes
+
+BATCH = 32  # images a network sees at once: fixed, because the batch decides the last bits of its output
+
+
+class Networks(Protocol):
+    """What the metrics need of a family of networks. `suffix` ends the names of the metrics it gives."""
+
+    suffix: str
+
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """N×D features for FID and KID, N×C class logits for the Inception Score."""
+
+    def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """The cosine between each image's and its text's CLIP embedding: N values, -1 to 1 (not times 100)."""
+
+    def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Perceptual distance of each image to its counterpart: N values, 0 for equal images."""
+
+
+class ShapesExtractor(FeatureExtractorBase):
+    """The shipped classifier, as torch-fidelity knows feature extractors."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path=None, **_) -> None:
+        super().__init__(name, features_list)
+        self.network: Any = _load(networks.Classifier(), Path(feature_extractor_weights_path))
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("64", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
+
+    @staticmethod
+    def can_be_compiled():
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile():
+        return torch.zeros(1, 3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, dtype=torch.uint8)
+
+    def forward(self, images):
+        found = {"64": self.network.features, "logits": self.network}
+        return tuple(found[name](images) for name in self.features_list)
+
+
+torch_fidelity.register_feature_extractor("optsd-shapes", ShapesExtractor)
+
+
+class ShapesNetworks:
+    """The shipped model's judges: a classifier of its 24 kinds of object, and a small CLIP. Both see 64×64 pixels."""
+
+    suffix = "_shapes"
+
+    def __init__(self, folder: Path = WEIGHTS) -> None:
+        self.folder = folder
+
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = _extract(self._extractor, _resized(images, scenes.IMAGE_SIZE))
+        return found["64"], found["logits"]
+
+    def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        model, tokenizer = self._clip
+        ids = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+        def cosines(pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            image = model.encode_image(pictures.float() / 127.5 - 1, normalize=True)
+            return (image * model.encode_text(tokens, normalize=True)).sum(-1)
+
+        return _batched(cosines, _to_tensor(_resized(images, scenes.IMAGE_SIZE)), ids)
+
+    def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """LPIPS without its learned weights (Zhang et al., 2018, equation 1 with w = 1), on the classifier's layers."""
+        trunk = self._extractor.network.trunk
+
+        def distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            left, right, total = left.float() / 127.5 - 1, right.float() / 127.5 - 1, torch.zeros(len(left))
+            for stage in trunk:
+                left, right = stage(left), stage(right)
+                difference = lpips.normalize_tensor(left) - lpips.normalize_tensor(right)
+                total += difference.square().sum(1).mean((1, 2))
+            return total / len(trunk)
+
+        size = scenes.IMAGE_SIZE
+        return _batched(distance, _to_tensor(_resized(images, size)), _to_tensor(_resized(others, size)))
+
+    @cached_property
+    def _extractor(self) -> Any:
+        return create_feature_extractor(
+            "optsd-shapes",
+            ["64", "logits"],
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=str(self.folder / "classifier.safetensors"),
+        )
+
+    @cached_property
+    def _clip(self) -> tuple[Any, Callable]:
+        with TemporaryDirectory() as folder:
+            tokenizer = networks.tokenizer(Path(folder))
+        return _load(networks.clip(tokenizer), self.folder / "clip.safetensors"), tokenizer
+
+
+@cache
+def shapes_networks() -> ShapesNetworks:
+    """The judges with the shipped weights, loaded once."""
+    return ShapesNetworks()
+
+
+class StandardNetworks:
+    """Inception-v3 as FID has it (torch-fidelity), LPIPS on AlexNet (lpips), OpenAI's CLIP ViT-B/32 (open_clip).
+
+    `folder` is looked into before optsd's own folder and the other programs' caches. Every file's hash is pinned.
+    """
+
+    suffix = ""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = _extract(self._inception, images)
+        return found["2048"], found["logits_unbiased"]
+
+    def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        import open_clip
+
+        model, prepare = self._clip
+        ids = open_clip.get_tokenizer(CLIP_NAME)(list(texts))
+        pictures = torch.stack([prepare(Image.fromarray(image)) for image in images])
+
+        def cosines(pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            image = model.encode_image(pictures, normalize=True)
+            return (image * model.encode_text(tokens, normalize=True)).sum(-1)
+
+        return _batched(cosines, pictures, ids)
+
+    def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        network = self._lpips
+
+        def distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return network(left.float() / 127.5 - 1, right.float() / 127.5 - 1).flatten()
+
+        return _batched(distance, _to_tensor(images), _to_tensor(others))
+
+    @cached_property
+    def _inception(self) -> FeatureExtractorInceptionV3:
+        # torch-fidelity would unpickle the file without restriction. It gets tensors only, read by torch's safe loader.
+        tensors, stream = _read_tensors(find_weights("inception", self.folder)), io.BytesIO()
+        torch.save(tensors, stream)
+        stream.seek(0)
+        return create_feature_extractor(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=stream,
+        )
+
+    @cached_property
+    def _lpips(self) -> nn.Module:
+        tensors = _read_tensors(find_weights("alexnet", self.folder))
+        with warnings.catch_warnings():  # lpips calls torchvision in a way that will be gone one day
+            warnings.simplefilter("ignore", UserWarning)
+            network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        own = {
+            f"net.{name}.{index}.{key}": tensors[f"features.{index}.{key}"]
+            for name, part in network.net.named_children()
+            for index, layer in part.named_children()
+            for key in layer.state_dict()
+        }
+        missing = network.load_state_dict(own, strict=False).missing_keys
+        if any(key.startswith("net.") for key in missing):
+            raise BadInput("the AlexNet weights are not whole", "fetch them again: optsd coco fetch alexnet")
+        return network.requires_grad_(False).eval()
+
+    @cached_property
+    def _clip(self) -> tuple[Any, Callable]:
+        import open_clip
+
+        file = find_weights("clip", self.folder)
+        model, prepare = open_clip.create_model_from_pretrained(CLIP_NAME, pretrained=str(file))
+        return model.requires_grad_(False).eval(), prepare
+
+
+CLIP_NAME = "ViT-B-32-quickgelu"
+
+
+class NoNetworks:
+    """In place of networks whose judgement would mean nothing: every metric is `not measured`, with the reason."""
+
+    suffix = ""
+
+    def __init__(self, reason: BadInput) -> None:
+        self.reason = reason
+
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise self.reason
+
+    def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        raise self.reason
+
+    def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+        raise self.reason
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = _to_tensor(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def _extract(extractor: FeatureExtractorBase, images: np.ndarray) -> dict[str, np.ndarray]:
+    found = get_featuresdict_from_dataset(
+        _Images(images), extractor, BATCH, cuda=False, save_cpu_ram=True, verbose=False
+    )
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def _batched(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        parts = [function(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in inputs), strict=True)]
+    return torch.cat(parts).double().numpy()
+
+
+def _to_tensor(images: np.ndarray) -> torch.Tensor:
+    """N×H×W×3 -> N×3×H×W, uint8."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([_resize(image, size) for image in images])
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _load(network: nn.Module, file: Path) -> nn.Module:
+    """The network with weights from a safetensors file (stored in half precision), in float32, to judge with."""
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise NotFound(f"{file} is missing", "make it with: python -m optsd.models.shapes.train --export")
+    try:
+        tensors = load_file(file)
+        network.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in tensors.items()})
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BadInput(f"{file} does not fit ({str(error).splitlines()[0]})", "make it again, or restore it") from error
+    return network.requires_grad_(False).eval()
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file. A pickle is read by torch's restricted loader: tensors, no code."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)

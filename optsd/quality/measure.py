@@ -1,0 +1,169 @@
+"""Everything that the metrics say of a variant's images, as records."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from optsd.errors import BadInput
+from optsd.metrics import metric
+from optsd.quality import metrics
+from optsd.quality.features import Networks
+from optsd.quality.metrics import Figure
+from optsd.quality.objects import count_objects
+from optsd.quality.reference import Reference
+from optsd.records import Measurement
+
+_LEAST = {"fid": 0.0, "is": 1.0, "clip": -1.0, "lpips": 0.0, "ssim": -1.0, "psnr_db": 0.0, "objects_right": 0.0}
+_MOST = {"clip": 1.0, "ssim": 1.0, "psnr_db": metrics.MAX_PSNR_DB, "objects_right": 1.0}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures sets of images of the same prompts against the baseline's images and against real pictures.
+
+    `baseline`: (seeds × prompts)×H×W×3, uint8, seed by seed. `reference` may be the error that says why there are no
+    real pictures. `counts_objects`: whether the prompts follow the shipped model's grammar.
+    """
+
+    baseline: np.ndarray
+    prompts: Sequence[str]
+    reference: Reference | BadInput
+    networks: Networks
+    counts_objects: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts or len(self.baseline) % len(self.prompts):
+            raise BadInput(
+                f"{len(self.baseline)} images of {len(self.prompts)} prompts", "give each prompt's image for each seed"
+            )
+
+    @property
+    def seeds(self) -> int:
+        return len(self.baseline) // len(self.prompts)
+
+    def measure(self, variant: str, images: np.ndarray) -> list[Measurement]:
+        """Every quality metric of a variant's images, and how much of the baseline's each one keeps.
+
+        A metric whose weights or reference are missing has no value, and its note says what to do.
+        """
+        if images.shape != self.baseline.shape:
+            raise BadInput(
+                f"{variant} has images of {images.shape}, the baseline of {self.baseline.shape}",
+                "draw the same prompts",
+            )
+        same = images is self.baseline or np.array_equal(images, self.baseline)
+        absolute = dict(self._of_baseline) if same else self._absolute(images)
+        found = [self._record(variant, name, figure) for name, figure in absolute.items()]
+        found += [self._retention(variant, name, figure) for name, figure in absolute.items()]
+        found += [self._record(variant, name, figure) for name, figure in self._paired(images).items()]
+        return found
+
+    def worst(self, images: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """The images that lost most against the baseline's: row and loss, the greatest loss first.
+
+        The loss is the perceptual distance, or 1 - SSIM where its network is missing. Equal images are left out.
+        """
+        try:
+            losses = self.networks.distances(images, self.baseline)
+        except BadInput:
+            losses = 1 - metrics.ssim(images, self.baseline)
+        order = np.argsort(-losses, kind="stable")[:count]
+        return [(int(row), float(losses[row])) for row in order if losses[row] > 0]
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return metrics.resample(len(self.prompts), self.seeds)
+
+    @cached_property
+    def _of_baseline(self) -> dict[str, Figure | BadInput]:
+        return self._absolute(self.baseline)
+
+    @cached_property
+    def _reference_features(self) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(self.reference, BadInput):
+            raise self.reference
+        return self.networks.features(self.reference.images)
+
+    def _absolute(self, images: np.ndarray) -> dict[str, Figure | BadInput]:
+        """The metrics of one set of images: FID, KID, IS, CLIP, and the objects that are right."""
+        suffix, rows = self.networks.suffix, self._rows
+        features = _try(lambda: self.networks.features(images))
+
+        def known(index: int) -> np.ndarray:
+            if isinstance(features, BadInput):
+                raise features
+            return features[index]
+
+        found = {
+            f"fid{suffix}": _try(lambda: metrics.fid(known(0), self._reference_features[0], rows)),
+            f"kid{suffix}": _try(lambda: metrics.kid(known(0), self._reference_features[0], rows)),
+            f"is{suffix}": _try(lambda: metrics.inception_score(known(1), rows)),
+            f"clip{suffix}": _try(lambda: metrics.mean(self.networks.agreement(images, self._texts), rows)),
+        }
+        if self.counts_objects:
+            found["objects_right"] = _try(lambda: metrics.share(*count_objects(self._texts, known(1)), rows))
+        return found
+
+    def _paired(self, images: np.ndarray) -> dict[str, Figure | BadInput]:
+        """The metrics of pairs: each image beside the baseline's of the same prompt and seed."""
+        rows = self._rows
+        equal = int((images == self.baseline).all((1, 2, 3)).sum())
+        note = f"{equal} of {len(images)} images equal the baseline's"
+        return {
+            f"lpips{self.networks.suffix}": _try(
+                lambda: metrics.mean(self.networks.distances(images, self.baseline), rows, note)
+            ),
+            "ssim": metrics.mean(metrics.ssim(images, self.baseline), rows, note),
+            "psnr_db": metrics.mean(metrics.psnr_db(images, self.baseline), rows, f"{note}, which count as 100 dB"),
+        }
+
+    @property
+    def _texts(self) -> list[str]:
+        return list(self.prompts) * self.seeds
+
+    def _record(self, variant: str, name: str, figure: Figure | BadInput) -> Measurement:
+        unit = metric(name).unit
+        if isinstance(figure, BadInput):
+            return Measurement(variant, name, unit, None, note=str(figure))
+        base = name.removesuffix("_shapes")
+        low, high = figure.interval(_LEAST.get(base, -math.inf), _MOST.get(base, math.inf))
+        note = figure.note if figure.note.startswith("n=") else _joined(f"n={len(self.baseline)}", figure.note)
+        if base in ("fid", "kid") and isinstance(self.reference, Reference) and self.reference.skipped:
+            note = _joined(note, f"left out: {self.reference.note}")
+        return Measurement(variant, name, unit, figure.value, low, high, figure.samples, note)
+
+    def _retention(self, variant: str, name: str, figure: Figure | BadInput) -> Measurement:
+        """Optimized ÷ baseline; baseline ÷ optimized where lower is better, so that less than 1 is always a loss."""
+        before, kept = self._of_baseline[name], f"{name}_retention"
+        if isinstance(figure, BadInput) or isinstance(before, BadInput):
+            reason = figure if isinstance(figure, BadInput) else before
+            return Measurement(variant, kept, metric(kept).unit, None, note=str(reason))
+        lower = metric(name).better == "lower"
+        above, below = (before, figure) if lower else (figure, before)
+        least = min(above.value, below.value, above.replicates.min(), below.replicates.min())
+        if least <= 0 and figure is not before:
+            note = f"a ratio means nothing here: {name} is not surely above zero"
+            return Measurement(variant, kept, metric(kept).unit, None, note=note)
+        if figure is before:
+            return Measurement(variant, kept, metric(kept).unit, 1.0, 1.0, 1.0, note="the images are the baseline's")
+        low, high = Figure(0.0, above.replicates / below.replicates).interval()
+        note = f"n={len(self.baseline)}, {'baseline ÷ optimized' if lower else 'optimized ÷ baseline'}"
+        if figure.samples:
+            p_value = metrics.paired_p_value(np.array(figure.samples), np.array(before.samples), self.seeds)
+            note += f"; paired over {len(self.prompts)} prompts: p = {p_value:.2g} (Wilcoxon)"
+        return Measurement(variant, kept, metric(kept).unit, above.value / below.value, low, high, note=note)
+
+
+def _try(compute: Callable):
+    """What is computed, or the error that says which file is missing or wrong: the other metrics go on."""
+    try:
+        return compute()
+    except BadInput as error:
+        return error
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

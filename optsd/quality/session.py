@@ -1,0 +1,89 @@
+"""Quality for one model and workload: prompts, reference and networks that fit it, and one call a variant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optsd.data import downloads, prompts
+from optsd.data.prompts import Prompt
+from optsd.errors import BadInput
+from optsd.quality import reference
+from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
+from optsd.quality.generate import generate
+from optsd.quality.measure import Judge
+from optsd.quality.reference import Reference
+from optsd.quality.store import Store
+from optsd.records import Measurement, Workload
+
+FEWEST_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a model is judged by: prompts, real pictures (or why there are none), and networks."""
+
+    prompts: tuple[Prompt, ...]
+    reference: Reference | BadInput
+    networks: Networks
+    counts_objects: bool
+
+    @property
+    def texts(self) -> list[str]:
+        return [prompt.text for prompt in self.prompts]
+
+
+def setting(workload: Workload, count: int, coco: Path | None = None, weights: Path | None = None) -> Setting:
+    """The first `count` standard prompts and what belongs to them.
+
+    `shapes` has its own; any other model gets COCO's, from the folder `coco` (as COCO's archives unpack), and the
+    standard networks, from `weights` or the caches. Raises NotFound or BadInput where there are no prompts.
+    """
+    if not FEWEST_IMAGES <= count <= prompts.COUNT:
+        raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {prompts.COUNT}")
+    if workload.model == "shapes":
+        made, pictures = prompts.shapes()
+        return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
+    folder = coco or downloads.coco_folder()
+    chosen = tuple(prompts.coco(folder / downloads.CAPTIONS))
+    if workload.model == "sd15-random":
+        reason = BadInput("random weights: quality means nothing", "measure it with --model sd15")
+        return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
+    real: Reference | BadInput
+    try:
+        # All 1,000 photographs, however few images are drawn: a larger reference makes a steadier FID.
+        names = [prompt.file_name for prompt in chosen]
+        real = reference.read(folder / downloads.PHOTOGRAPHS, names, workload.width, workload.height)
+    except BadInput as error:
+        real = error
+    return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The images and figures of all variants of one model. `weights` is the model's `generate.fingerprint`."""
+
+    workload: Workload
+    setting: Setting
+    weights: str
+    store: Store
+    build_baseline: Callable[[], Any]
+    seeds: int = 1
+
+    def images(self, variant: str, build: Callable[[], Any]) -> np.ndarray:
+        """(seeds × prompts)×H×W×3, uint8. `build` gives the patched pipeline; it is called if images are missing."""
+        return generate(variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds)
+
+    def measure(self, variant: str, build: Callable[[], Any]) -> list[Measurement]:
+        """Every quality metric of a variant, the baseline included."""
+        images = self.judge.baseline if variant == "baseline" else self.images(variant, build)
+        return self.judge.measure(variant, images)
+
+    @cached_property
+    def judge(self) -> Judge:
+        baseline = self.images("baseline", self.build_baseline)
+        setting = self.setting
+        return Judge(baseline, setting.texts, setting.reference, setting.networks, setting.counts_objects)
