@@ -83,6 +83,7 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # means nothing with trailing spacing; diffusers warns about 0
     )
 
 

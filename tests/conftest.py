@@ -1,0 +1,48 @@
+"""What the tests share. Nothing here imports torch before a test asks for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+pytest_plugins = ["pytester"]
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[], StableDiffusionPipeline]":
+    """Make a new pipeline of the shipped model's architecture with seeded random weights, float32, on the CPU."""
+    folder = tmp_path_factory.mktemp("untrained")
+
+    def make() -> "StableDiffusionPipeline":
+        import torch
+
+        from optsd.models.shapes import networks
+
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        tokens = networks.tokenizer(folder)
+        pipe = networks.pipeline(
+            unet=networks.unet().eval(),
+            vae=networks.autoencoder().eval(),
+            text_encoder=networks.text_encoder(tokens).eval(),
+            tokenizer=tokens,
+        )
+        torch.random.set_rng_state(state)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def untrained_folder(untrained: "Callable[[], StableDiffusionPipeline]", tmp_path_factory) -> Path:
+    """That pipeline as a diffusers folder: a `--model` that needs no trained weights."""
+    folder = tmp_path_factory.mktemp("model")
+    untrained().save_pretrained(folder)
+    return folder

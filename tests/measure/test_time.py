@@ -1,0 +1,41 @@
+import time
+
+import pytest
+import torch
+
+from optsd.measure.run import run_batch, timing_prompts
+from optsd.measure.time import seconds, stage_times
+from optsd.records import Workload
+
+WORKLOAD = Workload("shapes", "cpu", "float32", 3, 5.0, 64, 64, 1)
+
+
+def test_seconds_are_seconds() -> None:
+    assert 0.05 <= seconds(lambda: time.sleep(0.05), torch.device("cpu")) < 1
+
+
+def test_every_stage_is_timed_and_nothing_stays_behind(untrained) -> None:
+    pipe = untrained()
+    with stage_times(pipe) as times:
+        run_batch(pipe, WORKLOAD, timing_prompts("shapes", 1))
+    # With guidance the prompt and the empty prompt are encoded apart; a step is one UNet call on both.
+    assert {stage: len(readings) for stage, readings in times.items()} == {
+        "text_encoder_s": 2,
+        "unet_step_s": 3,
+        "vae_decode_s": 1,
+    }
+    assert all(reading > 0 for readings in times.values() for reading in readings)
+    assert all("forward" not in vars(module) and "decode" not in vars(module) for module in (pipe.unet, pipe.vae))
+
+
+def test_a_method_that_a_technique_has_replaced_is_put_back(untrained) -> None:
+    pipe = untrained()
+    original = pipe.unet.forward
+
+    def replaced(*arguments, **options):
+        return original(*arguments, **options)
+
+    pipe.unet.forward = replaced
+    with pytest.raises(RuntimeError, match="stop"), stage_times(pipe):
+        raise RuntimeError("stop")
+    assert pipe.unet.forward is replaced

@@ -1,0 +1,33 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from optsd.models import sd15
+
+CONFIGURATION = Path(__file__).parents[3] / "shared" / "data" / "sd15"
+
+
+def test_parameters_are_v15s() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**sd15.UNET)
+        vae = AutoencoderKL(**sd15.AUTOENCODER)
+        text = CLIPTextModel(CLIPTextConfig(**sd15.TEXT_ENCODER))
+    counts = [sum(parameter.numel() for parameter in module.parameters()) for module in (unet, vae, text)]
+    assert counts == [859_520_964, 83_653_863, 123_060_480]
+
+
+@pytest.mark.skipif(not CONFIGURATION.is_dir(), reason=f"{CONFIGURATION} is not there")
+@pytest.mark.parametrize(
+    ("part", "kind", "written"),
+    [("unet", UNet2DConditionModel, sd15.UNET), ("vae", AutoencoderKL, sd15.AUTOENCODER)],
+)
+def test_the_literal_configuration_is_the_published_one(part: str, kind: type, written: dict) -> None:
+    published = json.loads((CONFIGURATION / part / "config.json").read_text())
+    with torch.device("meta"):
+        ours, theirs = kind(**written).config, kind.from_config(published).config
+    for name in (name for name in published if not name.startswith("_")):
+        assert ours[name] == theirs[name], name

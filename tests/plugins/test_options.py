@@ -1,0 +1,63 @@
+"""The suite's options, through pytest itself: the first thing that a user gets wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_bench(*options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variant", "nosuch"], "unknown variant 'nosuch'; choose from combined, baseline, eager, sdpa"),
+        (["--variant", "int8+int8"], "names a technique twice; name each technique once"),
+        (["--size", "65"], "--size 65: 65 is not a positive multiple of 8 pixels; try --size 64"),
+        (["--steps", "-3"], "--steps -3 is too small; give 1 or more"),
+        (["--guidance", "nan"], "--guidance nan is too small; give 0 or more"),
+        (["--batch-size", "0"], "--batch-size 0 is too small; give 1 or more"),
+        (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda or cuda:N"),
+        (["--dtype", "int8"], "--dtype int8 is unknown; use auto, float32, float16, bfloat16"),
+        (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_anything_is_loaded(options: list[str], message: str) -> None:
+    result = run_bench(*options)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "collected" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nosuch"], "no model 'nosuch'; use shapes, sd15"),
+        (["--device", "cuda:99"], "no device 'cuda:99'"),
+    ],
+)
+def test_a_wrong_model_or_device_is_one_line_before_a_model_is_loaded(options: list[str], message: str) -> None:
+    result = run_bench(*options)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_collecting_imports_no_torch() -> None:
+    code = "import sys, pytest; pytest.main(['bench', '--collect-only', '-q']); sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "test_speed[int8+flash+kvcache]" in result.stdout
+
+
+def test_chosen_variants_bring_the_baseline_and_come_once() -> None:
+    result = run_bench("--collect-only", "-q", "--variant=combined,int4", "--variant", "flash+int8")
+    collected = [line for line in result.stdout.splitlines() if "test_speed" in line]
+    assert [line.split("[")[1] for line in collected] == ["baseline]", "int8+flash]", "int4]"]

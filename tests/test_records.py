@@ -1,0 +1,91 @@
+import json
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optsd.errors import BadInput
+from optsd.records import Measurement, Results, Technique, Verdict, Workload, dumps, write_atomically
+
+WORKLOAD = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.text(), FINITE, st.lists(FINITE, max_size=5))
+def test_results_survive_json(name: str, value: float, samples: list[float]) -> None:
+    results = Results(
+        machine={"cpu": name},
+        workload=WORKLOAD,
+        measurements=(Measurement(name, "latency_s", "s", value, samples=tuple(samples)),),
+        verdicts=(Verdict(name, "speedup", "missed", 1.0, 2.0, "±10 %", "claims.json"),),
+        techniques=(Technique(name, True, ("unet.conv_in",), {"calls": 3}),),
+        complete=True,
+    )
+    assert Results.from_json(results.to_json()) == results
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_measurement_is_a_finite_number(number: float) -> None:
+    with pytest.raises(BadInput, match="is no measurement; record None"):
+        Measurement("int8", "latency_s", "s", number)
+    with pytest.raises(BadInput, match="is no measurement"):
+        Measurement("int8", "latency_s", "s", 1.0, samples=(1.0, number))
+
+
+def test_a_missing_value_says_why() -> None:
+    with pytest.raises(BadInput, match="say in its note why"):
+        Measurement("int8", "fid", "", None)
+    assert Measurement("int8", "fid", "", None, note="no weights").value is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is no JSON"),
+        ("{", "is no JSON"),
+        ("[]", "is no results file of schema 1"),
+        ('{"schema": 2}', "is no results file of schema 1"),
+        ('{"schema": 1}', "does not fit the schema"),
+        ('{"schema": 1, "machine": {}, "workload": {}, "measurements": [{"value": NaN}]}', "is no JSON"),
+    ],
+)
+def test_what_is_no_results_file_is_said_in_one_line(text: str, problem: str) -> None:
+    with pytest.raises(BadInput, match=problem) as caught:
+        Results.from_json(text, "some.json")
+    assert "some.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_a_file_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(BadInput, match="give the path of a results.json"):
+        Results.read(tmp_path / "none.json")
+
+
+def test_json_refuses_nan() -> None:
+    with pytest.raises(ValueError):
+        dumps({"value": math.nan})
+    assert json.loads(dumps({"b": 1, "a": "é"})) == {"b": 1, "a": "é"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "results.json"
+    write_atomically(file, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_lookup_by_variant_and_metric() -> None:
+    found = Measurement("int8", "latency_s", "s", 1.5)
+    results = Results({}, WORKLOAD, (found,))
+    assert results.get("int8", "latency_s") is found
+    assert results.get("int8", "fid") is None
+    assert results.variants == ("int8",)
