@@ -1,6 +1,6 @@
 """What a technique is (`Optimization`), and what remains of it on a pipeline (`Patch`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol, TypeAlias
@@ -17,8 +17,9 @@ class Stage(IntEnum):
     STRUCTURE = 0  # which modules there are: fused projections
     WEIGHTS = 1  # what the modules compute with: int8, int4
     ATTENTION = 2  # how attention is computed: eager, sdpa, flash; token merging
-    REUSE = 3  # what is not computed again: kvcache, deepcache
-    RUNTIME = 4  # how the whole is executed: compile, slicing, retries
+    EXECUTION = 3  # how what is computed is run: compile
+    REUSE = 4  # what is not computed again: kvcache, deepcache
+    RUNTIME = 5  # how a call is divided: slices, retries with a smaller batch
 
 
 class Optimization(Protocol):
@@ -81,6 +82,17 @@ class Patch:
 
     def _flat(self) -> list["Patch"]:
         return [*(patch for part in self.parts for patch in part._flat()), self]
+
+
+def in_reverse(restores: Iterable[Callable[[], None]]) -> Callable[[], None]:
+    """One function that takes back many changes, the last first."""
+    steps = tuple(restores)
+
+    def restore() -> None:
+        for step in reversed(steps):
+            step()
+
+    return restore
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:

@@ -18,6 +18,9 @@ TECHNIQUES: dict[str, str] = {
     "flash": "optsd.optimizations.attention:Flash",
     "flash-enhanced": "optsd.optimizations.flash_enhanced:flash_enhanced",
     "kvcache": "optsd.optimizations.kvcache:KVCache",
+    "deepcache": "optsd.optimizations.deepcache:DeepCache",
+    "tome": "optsd.optimizations.tome:TokenMerging",
+    "compile": "optsd.optimizations.compile:Compile",
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
 }

@@ -6,8 +6,11 @@ one call an image, stays as diffusers loads it in every variant.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor as processors
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -16,7 +19,7 @@ from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.kernels import Kernel
 from optsd.optimizations.state import Tally
-from optsd.patching import Patch, Pipeline, Stage
+from optsd.patching import Patch, Pipeline, Stage, in_reverse
 
 
 @dataclass(frozen=True)
@@ -245,12 +248,20 @@ PLAIN_PROCESSORS = (
 """Processors that compute plain attention: another may take their place without changing the mathematics."""
 
 
+def check_unet(pipe: Pipeline, technique: str) -> None:
+    """Raise Unsupported unless the pipeline has the UNet that all of Stable Diffusion 1, 2 and XL have."""
+    unet = getattr(pipe, "unet", None)
+    if not isinstance(unet, UNet2DConditionModel):
+        found = type(unet).__name__ if unet is not None else "none"
+        raise Unsupported(
+            f"{technique} needs a UNet2DConditionModel, {type(pipe).__name__} has {found}",
+            "use a Stable Diffusion 1, 2 or XL pipeline",
+        )
+
+
 def check_attention(pipe: Pipeline, technique: str) -> None:
     """Raise Unsupported unless the pipeline has a UNet whose every attention layer is plain attention."""
-    if not hasattr(pipe, "unet"):
-        raise Unsupported(
-            f"{technique} needs a UNet, {type(pipe).__name__} has none", "use a Stable Diffusion pipeline"
-        )
+    check_unet(pipe, technique)
     for name, attention in attentions(pipe):
         if not isinstance(attention.processor, PLAIN_PROCESSORS) or attention.added_kv_proj_dim is not None:
             raise Unsupported(
@@ -266,18 +277,12 @@ def set_processor(pipe: Pipeline, technique: str, processor: Any, read_proof: Ca
         raise NothingMatched(f"{technique} found no attention layer in the UNet", "choose a UNet with attention")
     for _, attention, _ in before:
         attention.set_processor(processor)
-
-    def restore() -> None:
-        for _, attention, original in before:
-            attention.set_processor(original)
-
-    return Patch(technique, tuple(name for name, _, _ in before), read_proof, restore)
+    restores = [partial(attention.set_processor, original) for _, attention, original in before]
+    return Patch(technique, tuple(name for name, _, _ in before), read_proof, in_reverse(restores))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """True for CUDA's error and for the CPU allocator's, which has no class of its own."""
-    import torch
-
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

@@ -12,18 +12,19 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from optsd.errors import NothingMatched
+from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.attention import (
     FLASH_KERNELS,
     KernelProcessor,
     attentions,
     check_attention,
+    check_unet,
     is_out_of_memory,
     set_processor,
 )
 from optsd.optimizations.state import PerPrompt, Tally
-from optsd.patching import Optimization, Patch, Pipeline, Stage, replace_attribute
+from optsd.patching import Optimization, Patch, Pipeline, Stage, in_reverse, replace_attribute
 
 FALLBACKS = (*FLASH_KERNELS, kernels.MemoryEfficient(), kernels.Plain())
 """The declared order: flash-attn, SDPA flash, memory-efficient, eager."""
@@ -47,22 +48,17 @@ class JoinedProjections:
         check_attention(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        undo, touched = [], []
+        restores, touched = [], []
         for name, attention in attentions(pipe):
             separate = ("to_k", "to_v") if attention.is_cross_attention else ("to_q", "to_k", "to_v")
             layers = [getattr(attention, each) for each in separate]
             # Another class (quantized, with a LoRA around it) has weights that cannot be joined row by row.
             if all(type(layer) is nn.Linear for layer in layers):
-                undo.append(_join(attention, separate, layers))
+                restores.append(_join(attention, separate, layers))
                 touched.append(name)
         if not touched:
             raise NothingMatched(f"{self.name} found no plain projections in the UNet", "apply it before quantizing")
-
-        def restore() -> None:
-            for each in undo:
-                each()
-
-        return Patch(self.name, tuple(touched), lambda: {"joined_projections": len(touched)}, restore)
+        return Patch(self.name, tuple(touched), lambda: {"joined_projections": len(touched)}, in_reverse(restores))
 
 
 def _join(attention: Attention, separate: tuple[str, ...], layers: list[nn.Linear]) -> Callable[[], None]:
@@ -120,7 +116,8 @@ class SlicedDecoding:
     slot: str = "decoding"
 
     def check(self, pipe: Pipeline) -> None:
-        pass
+        if not hasattr(getattr(pipe, "vae", None), "use_tiling"):
+            raise Unsupported(f"{self.name} needs a VAE that can work in slices and tiles", "use AutoencoderKL")
 
     def apply(self, pipe: Pipeline) -> Patch:
         vae = pipe.vae
@@ -170,7 +167,7 @@ class HalvedBatch:
     slot: str = "batch"
 
     def check(self, pipe: Pipeline) -> None:
-        pass
+        check_unet(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
         halving = _Halving(pipe.unet)

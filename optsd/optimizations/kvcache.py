@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations.attention import attentions, check_attention
 from optsd.optimizations.state import PerPrompt, Tally
-from optsd.patching import Patch, Pipeline, Stage, replace_attribute
+from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,14 @@ class KVCache:
         }
         if not layers:
             raise NothingMatched("kvcache found no cross-attention in the UNet", "choose a model that is told a text")
-        undo = [
+        restores = [
             replace_attribute(layer, "forward", CachedText(layer, store, tally).forward) for layer in layers.values()
         ]
 
         def read_proof() -> dict[str, Any]:
             return {"text_layers": len(layers), "text_computed": tally["computed"], "text_reused": tally["reused"]}
 
-        def restore() -> None:
-            for each in undo:
-                each()
-
-        return Patch(self.name, tuple(layers), read_proof, restore)
+        return Patch(self.name, tuple(layers), read_proof, in_reverse(restores))
 
 
 class CachedText:

@@ -33,6 +33,16 @@ class Tally:
         return Tally()
 
 
+class Turn:
+    """A lock that a deep copy of a patched module gets anew."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict) -> "Turn":
+        return Turn()
+
+
 class PerPrompt:
     """A dictionary for each living prompt tensor, forgotten when the tensor dies or is changed in place.
 
