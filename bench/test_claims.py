@@ -1,0 +1,46 @@
+"""Does the guide hold? Judged when all else has been measured. With `--claims`, what is missed fails the run."""
+
+import pytest
+
+from conftest_plugins.pipelines import Built
+from conftest_plugins.results import Recorder
+from conftest_plugins.verdicts import CLAIMS
+from optsd.judge.claims import judge_claim
+from optsd.judge.expectations import Claim
+from optsd.judge.verdicts import ABSENT, FAILING
+from optsd.records import Verdict
+
+
+@pytest.mark.quality
+def test_noise_floor_of_images(baseline: Built, recorder: Recorder) -> None:
+    """The baseline against the baseline: the same seed must give the same pictures, bit for bit."""
+    import numpy as np
+
+    from optsd.measure.run import run_batch
+
+    def draw() -> np.ndarray:
+        images = run_batch(baseline.pipe, baseline.workload, baseline.prompts)
+        return np.stack([np.asarray(image, dtype=int) for image in images])
+
+    first, second = draw(), draw()
+    furthest = int(abs(first - second).max())
+    status = "agrees" if furthest == 0 else "differs"
+    note = f"{len(first)} pictures made twice: the furthest pixel differs by {furthest} of 255"
+    recorder.verdict(
+        Verdict("baseline", "images", status, None, None, "identical", "noise floor: baseline against baseline", note)
+    )
+    assert furthest == 0, note
+
+
+@pytest.mark.claims
+def test_claim(claim: Claim, pytestconfig: pytest.Config, recorder: Recorder) -> None:
+    """One figure of the guide, with its tolerance, on its workload. Asked for with `--claims`."""
+    if hasattr(pytestconfig, "workerinput"):
+        pytest.skip("a worker of -n has only a part of the figures: judged at the end of the run")
+    verdict = judge_claim(claim, pytestconfig.stash[CLAIMS], recorder.results())
+    if verdict.status == "not comparable":
+        pytest.skip(verdict.note)
+    assert verdict.status not in FAILING | ABSENT, (
+        f"{verdict.status}: {verdict.variant} {verdict.metric} {verdict.measured} "
+        f"instead of {verdict.expected} ({verdict.tolerance}); {verdict.note}"
+    )

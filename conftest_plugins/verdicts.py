@@ -1,0 +1,219 @@
+"""Judges a run when it has ended: the guide's claims, the machine's recorded figures, repeated runs; the exit status.
+
+0: nothing failed. 1: a test failed, or a verdict that was asked for did, or baselines were written. 4: wrong usage.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from conftest_plugins.options import OUTPUT, VARIANTS
+from optsd.errors import BadInput, OptsdError
+from optsd.judge.action_benchmark import write as write_action_benchmark
+from optsd.judge.claims import judge_claims
+from optsd.judge.expectations import Baselines, Claims
+from optsd.judge.reading import read_baselines, read_claims
+from optsd.judge.recording import baseline_file, update
+from optsd.judge.regressions import judge_regressions
+from optsd.judge.repeat import judge_repeats
+from optsd.judge.verdicts import failing, nothing_was_judged
+from optsd.measure.environment import Watch
+from optsd.records import Results, Verdict
+
+CLAIMS = pytest.StashKey[Claims]()
+_WATCH = pytest.StashKey[Watch]()
+_OUTCOME = pytest.StashKey["Outcome"]()
+
+NOT_FOR_REPEATS = ("--repeat", "--output", "--junitxml", "--junit-xml", "--benchmark-json")
+"""Options of the first run that would overwrite its files, or begin anew; they take a value."""
+JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
+
+
+@dataclass
+class Outcome:
+    """What the verdicts mean for the exit status, and what the terminal says of them."""
+
+    failed: list[Verdict] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    must_fail: bool = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("optsd verdicts", "what is expected, and what fails a run")
+    group.addoption("--claims", action="store_true", help="fail where a claim of the guide is missed or not measured")
+    group.addoption(
+        "--gate",
+        action="store_true",
+        help="fail where this machine has regressed against its recorded figures, or has none",
+    )
+    group.addoption(
+        "--expected", default="expected", help="where claims.json and baselines/ are (default: %(default)s)"
+    )
+    group.addoption(
+        "--expected-update",
+        action="store_true",
+        help="record this run as the machine's figures in baselines/; the run fails, so that no gate updates itself",
+    )
+    group.addoption(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run everything N times and say which figures agree; images must be identical",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read what is expected now: a mistake there must not cost a run."""
+    option = config.getoption
+    if option("--repeat") < 1:
+        raise pytest.UsageError(f"--repeat {option('--repeat')} is too small; give 1 or more")
+    config.stash[_OUTCOME] = Outcome()
+    folder = config.rootpath / option("--expected")
+    try:
+        if option("--claims") or (folder / "claims.json").is_file():
+            config.stash[CLAIMS] = read_claims(folder / "claims.json")
+        if option("--gate") or option("--expected-update"):
+            for file in sorted((folder / "baselines").glob("*.json")):
+                read_baselines(file)
+    except OptsdError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "claim" in metafunc.fixturenames:
+        config = metafunc.config
+        rows = config.stash[CLAIMS].claims if CLAIMS in config.stash else ()
+        chosen = [row for row in rows if row.variant in config.stash[VARIANTS]]
+        names = [f"{row.variant}-{row.metric}-{number}" for number, row in enumerate(chosen, 1)]
+        metafunc.parametrize("claim", chosen, ids=names)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Claims are asserted when everything has been measured, and only where that was asked for."""
+    claims = [item for item in items if item.get_closest_marker("claims")]
+    others = [item for item in items if not item.get_closest_marker("claims")]
+    if claims and not config.getoption("--claims"):
+        config.hook.pytest_deselected(items=claims)
+        claims = []
+    items[:] = others + claims
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        session.config.stash[_WATCH] = Watch()
+
+
+def judge(config: pytest.Config, results: Results) -> Results:
+    """The results with the machine's load meanwhile and every verdict; repeats the run first if it was asked for."""
+    outcome, folder = config.stash[_OUTCOME], config.stash[OUTPUT]
+    if _WATCH in config.stash:
+        results = replace(results, machine={**results.machine, "load": config.stash[_WATCH].read()})
+    chosen = config.stash[VARIANTS]
+    verdicts = list(results.verdicts)
+    if CLAIMS in config.stash:
+        claims = config.stash[CLAIMS]
+        verdicts += _noted(config, "--claims", judge_claims(claims, results, chosen))
+    try:
+        file = baseline_file(config.rootpath / config.getoption("--expected") / "baselines", results)
+        baselines = read_baselines(file) if file.exists() else None
+        # Without a file there is nothing to say, unless a gate was asked for.
+        if baselines or config.getoption("--gate"):
+            rows = judge_regressions(baselines, results, chosen)
+            verdicts += _noted(config, "--gate", rows)
+            _offer_tightening(outcome, rows)
+        if config.getoption("--repeat") > 1:
+            repeats = _repeat(config, results, folder)
+            # Whatever the figures do, the same seed must give the same picture.
+            outcome.failed += [row for row in repeats if row.metric == "images" and row.status == "differs"]
+            verdicts += repeats
+        if config.getoption("--expected-update"):
+            written: Baselines = update(file, results)
+            outcome.must_fail = True
+            count = sum(len(run.rows) for run in written.runs if run.workload == results.workload)
+            outcome.lines.append(f"recorded {count} figures in {file}: look at the difference, commit it, run again")
+    except OptsdError as error:
+        outcome.must_fail = True
+        outcome.lines.append(str(error))
+    results = replace(results, verdicts=tuple(verdicts))
+    write_action_benchmark(results, folder)
+    return results
+
+
+def exit_status(config: pytest.Config, results: Results, status: int) -> int:
+    """pytest's own status, or 1 where a verdict fails the run that pytest thinks well of."""
+    outcome = config.stash[_OUTCOME]
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (outcome.failed or outcome.must_fail):
+        return pytest.ExitCode.TESTS_FAILED
+    return status
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    outcome = config.stash[_OUTCOME]
+    if not outcome.failed and not outcome.lines:
+        return
+    terminalreporter.section("verdicts")
+    for verdict in outcome.failed:
+        terminalreporter.line(f"{verdict.status.upper()} {verdict.variant} {verdict.metric}: {verdict.note}")
+    for line in outcome.lines:
+        terminalreporter.line(line)
+
+
+def _noted(config: pytest.Config, option: str, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+    """Remember what fails the run, if the option asks for it."""
+    if config.getoption(option):
+        outcome = config.stash[_OUTCOME]
+        outcome.failed += failing(verdicts, gate=True)
+        if nothing_was_judged(verdicts):
+            outcome.must_fail = True
+            outcome.lines.append(f"{option} judged nothing: {_why_nothing(verdicts)}")
+    return verdicts
+
+
+def _why_nothing(verdicts: tuple[Verdict, ...]) -> str:
+    if not verdicts:
+        return "no row is about the variants of this run"
+    return f"{verdicts[0].status}, {verdicts[0].note}"
+
+
+def _offer_tightening(outcome: Outcome, verdicts: Iterable[Verdict]) -> None:
+    for verdict in verdicts:
+        if verdict.status == "improved":
+            outcome.lines.append(f"improved: {verdict.variant} {verdict.metric}, {verdict.note}")
+
+
+def _repeat(config: pytest.Config, results: Results, folder: Path) -> tuple[Verdict, ...]:
+    """Run the same command again, in fresh processes, and compare what they found."""
+    runs, folders = [results], [folder]
+    for number in range(2, config.getoption("--repeat") + 1):
+        again = folder / f"repeat-{number}"
+        (again / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not be taken for this one's
+        command = [*_arguments(config), f"--output={again}", "--repeat=1"]
+        done = subprocess.run([sys.executable, "-m", "pytest", *command], cwd=config.invocation_params.dir)
+        if not (again / "results.json").is_file():
+            raise BadInput(
+                f"run {number} of --repeat left no results (exit status {done.returncode})", "see its output above"
+            )
+        runs.append(Results.read(again / "results.json"))
+        folders.append(again)
+    return judge_repeats(runs, folders)
+
+
+def _arguments(config: pytest.Config) -> list[str]:
+    """This run's own arguments, without those that belong to it alone."""
+    kept: list[str] = []
+    given = iter(map(str, config.invocation_params.args))
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in NOT_FOR_REPEATS:
+            if not equals:
+                next(given, None)
+        elif word not in JUDGED_ONCE:
+            kept.append(word)
+    return kept

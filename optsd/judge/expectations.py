@@ -1,0 +1,155 @@
+"""What is expected: the guide's claims, and a machine's own recorded figures. Two questions, two kinds of files.
+
+`optsd.judge.reading` reads them; `expected/schema/` describes them for editors.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optsd.metrics import metric
+from optsd.records import Workload
+
+SCHEMA = 1
+
+ZERO_IS_A_FIGURE = ("memory_reduction", "kid", "kid_shapes", "lpips", "lpips_shapes", "fid_shapes", "fid")
+"""Metrics that can rightly be zero, or below; no relative tolerance means anything there."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a figure may be off: a share of the expected one, or so much in its own unit. Exactly one is given."""
+
+    relative: float | None = None
+    absolute: float | None = None
+
+    def around(self, expected: float) -> float:
+        """The tolerance in the unit of the figure."""
+        return self.absolute if self.absolute is not None else abs(expected) * (self.relative or 0.0)
+
+    def __str__(self) -> str:
+        return f"±{self.absolute:g}" if self.absolute is not None else f"±{(self.relative or 0) * 100:g} %"
+
+
+GUIDE_TOLERANCES = {"performance": Tolerance(relative=0.10), "quality": Tolerance(relative=0.05)}
+"""±10 % and ±5 %, as the guide has them."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One figure of the guide: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
+
+    variant: str
+    metric: str
+    low: float | None
+    high: float | None
+    tolerance: Tolerance
+    source: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The guide's figures and the workload that they belong to."""
+
+    file: str
+    guide: str
+    workload: dict[str, Any]  # the fields of Workload that must be equal; the model is `models`' business
+    images: int
+    models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what the guide means
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded figure of one variant. `samples` are its readings, where it was timed."""
+
+    variant: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    samples: tuple[float, ...] = ()
+    tolerance: Tolerance | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The figures of one workload, recorded in one run; `rows` are all of the same session."""
+
+    workload: Workload
+    created: str
+    rounds: int
+    identity: dict[str, Any]  # what must be equal for two speeds to be comparable
+    versions: dict[str, str]  # for the reader: not all of them decide
+    kernels: dict[str, str]  # variant -> the attention kernel that ran
+    noise_floor: float  # |baseline ÷ baseline − 1|
+    load: dict[str, Any]  # what other processes used of the machine meanwhile
+    rows: tuple[Row, ...]
+
+    def row(self, variant: str, name: str) -> Row | None:
+        return next((row for row in self.rows if (row.variant, row.metric) == (variant, name)), None)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """One machine's file: a run for each workload that was recorded."""
+
+    file: str
+    machine: str
+    tolerance: dict[str, Tolerance]
+    runs: tuple[Run, ...] = ()
+
+    def run(self, workload: Workload) -> Run | None:
+        return next((run for run in self.runs if run.workload == workload), None)
+
+    def tolerance_of(self, row: Row) -> Tolerance:
+        return row.tolerance or self.tolerance[metric(row.metric).kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """Sorted, and without what has its default, so that a change of the file shows what changed."""
+        return {
+            "$schema": "../schema/baselines.schema.json",
+            "schema": SCHEMA,
+            "machine": self.machine,
+            "tolerance": {kind: _lean(asdict(self.tolerance[kind])) for kind in sorted(self.tolerance)},
+            "runs": [
+                asdict(run) | {"rows": [_row_json(row) for row in sorted(run.rows, key=_place)]}
+                for run in sorted(self.runs, key=lambda run: json.dumps(asdict(run.workload), sort_keys=True))
+            ],
+        }
+
+
+def machine_name(machine: Mapping[str, Any], device: str) -> str:
+    """What a machine's file is called: by its GPU for runs on one, else by its CPU and the number of cores."""
+    gpus = machine.get("gpus") or []
+    if device == "cuda" and gpus:
+        name = str(gpus[0].get("name"))
+    else:
+        cpu = machine.get("cpu") or {}
+        name = f"{cpu.get('name') or 'unknown'}-{cpu.get('usable_cores') or cpu.get('logical_cores') or 0}-cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
+def identity(machine: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What must be equal for two speeds to be comparable: the device, its driver, torch, and on a CPU the threads."""
+    versions, cpu = machine.get("versions") or {}, machine.get("cpu") or {}
+    same: dict[str, Any] = {"machine": machine_name(machine, device), "torch": versions.get("torch")}
+    gpus = machine.get("gpus") or []
+    if device == "cuda":
+        return same | {"driver": gpus[0].get("driver") if gpus else None, "cuda": versions.get("cuda")}
+    return same | {"flags": cpu.get("flags"), "threads": (machine.get("threads") or {}).get("torch")}
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row.variant, row.metric
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    data = _lean(asdict(row))
+    return data | ({"tolerance": _lean(data["tolerance"])} if row.tolerance else {})
+
+
+def _lean(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None and value != ()}

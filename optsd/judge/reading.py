@@ -1,0 +1,203 @@
+"""Reads the files of expectations.
+
+A mistake in one is an error that names the file, the row and the remedy, never a row that quietly judges nothing.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from optsd.errors import BadInput
+from optsd.judge.expectations import (
+    GUIDE_TOLERANCES,
+    SCHEMA,
+    ZERO_IS_A_FIGURE,
+    Baselines,
+    Claim,
+    Claims,
+    Row,
+    Run,
+    Tolerance,
+)
+from optsd.metrics import metric
+from optsd.records import Workload
+from optsd.variants import canonical
+
+
+def read_claims(file: Path) -> Claims:
+    """The guide's claims. Raises BadInput, naming file, row and remedy, for anything that is not as the schema says."""
+    data = _load(file)
+    _keys(file, "the file", data, "schema guide workload images models tolerance claims", optional="$schema")
+    workload = data["workload"]
+    known = {field.name for field in fields(Workload)} - {"model", "seed"}
+    _keys(file, "workload", workload, known)
+    models = data["models"]
+    _keys(file, "models", models, "performance quality")
+    if not isinstance(data["images"], int) or data["images"] < 1:
+        _refuse(file, "images", f"{data['images']!r} is no number of pictures", "give a whole number above zero")
+    tolerances = _tolerances(file, data["tolerance"])
+    claims = [_claim(file, where, row, tolerances) for where, row in _rows(file, "claims", data["claims"])]
+    _refuse_duplicates(file, ((f"{claim.variant} {claim.metric}", claim.source) for claim in claims))
+    return Claims(
+        file=str(file),
+        guide=str(data["guide"]),
+        workload=workload,
+        images=data["images"],
+        models={kind: tuple(names) for kind, names in models.items()},
+        claims=tuple(claims),
+    )
+
+
+def read_baselines(file: Path) -> Baselines:
+    """A machine's recorded figures. Raises BadInput as `read_claims` does."""
+    data = _load(file)
+    _keys(file, "the file", data, "schema machine tolerance runs", optional="$schema")
+    if not isinstance(data["machine"], str) or not data["machine"]:
+        _refuse(file, "machine", "it is no name of a machine", "record the file with --expected-update")
+    tolerances = _tolerances(file, data["tolerance"])
+    runs = [_run(file, where, run) for where, run in _rows(file, "runs", data["runs"])]
+    _refuse_duplicates(file, ((f"workload {json.dumps(asdict(run.workload))}", "runs") for run in runs))
+    return Baselines(str(file), data["machine"], tolerances, tuple(runs))
+
+
+def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Claim:
+    _keys(file, where, row, "variant metric source", optional="expected at_least at_most from to tolerance")
+    variant, name = _variant_and_metric(file, where, row)
+    where = f"{where} ({variant} {name})"
+    given = {key for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
+    if given not in ({"expected"}, {"at_least"}, {"at_most"}, {"from", "to"}):
+        _refuse(file, where, "it says no single expectation", "give one of expected, at_least, at_most, or from and to")
+    tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else tolerances[metric(name).kind]
+    for key in given:
+        _figure(file, where, key, row[key], name, tolerance)
+    low = row.get("expected", row.get("at_least", row.get("from")))
+    high = row.get("expected", row.get("at_most", row.get("to")))
+    if low is not None and high is not None and low > high:
+        _refuse(file, where, f"from {low:g} is above to {high:g}", "swap them")
+    if not isinstance(row["source"], str) or not row["source"].strip():
+        _refuse(file, where, "it has no source", "name the table or sentence of the guide")
+    return Claim(variant, name, low, high, tolerance, row["source"])
+
+
+def _run(file: Path, where: str, run: dict[str, Any]) -> Run:
+    _keys(file, where, run, "workload created rounds identity versions kernels noise_floor load rows")
+    _keys(file, f"{where} workload", run["workload"], {field.name for field in fields(Workload)})
+    for key in ("identity", "versions", "kernels", "load"):
+        if not isinstance(run[key], dict):
+            _refuse(file, f"{where} {key}", "it is no table", "record the file again with --expected-update")
+    _figure(file, where, "noise_floor", run["noise_floor"], "memory_reduction", Tolerance(absolute=0))
+    rows = [_row(file, f"{where} {place}", row) for place, row in _rows(file, "rows", run["rows"])]
+    _refuse_duplicates(file, ((f"{row.variant} {row.metric}", f"{where} rows") for row in rows))
+    return Run(**{**run, "workload": Workload(**run["workload"]), "rows": tuple(rows)})
+
+
+def _row(file: Path, where: str, row: dict[str, Any]) -> Row:
+    _keys(file, where, row, "variant metric value", optional="low high samples tolerance")
+    variant, name = _variant_and_metric(file, where, row)
+    where = f"{where} ({variant} {name})"
+    tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else None
+    samples = row.get("samples", [])
+    if not isinstance(samples, list):
+        _refuse(file, where, "samples is no list", "record the file again with --expected-update")
+    judged = tolerance or GUIDE_TOLERANCES["performance"]
+    for key, figure in [*((key, row[key]) for key in ("value", "low", "high") if key in row)]:
+        _figure(file, where, key, figure, name, judged if key == "value" else Tolerance(absolute=0))
+    for figure in samples:
+        _figure(file, where, "samples", figure, name, judged)
+    return Row(variant, name, row["value"], row.get("low"), row.get("high"), tuple(samples), tolerance)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: _refuse_number(file, name))
+    except OSError as error:
+        raise BadInput(f"cannot read {file} ({error.strerror})", "give the path of an expectations file") from error
+    except ValueError as error:
+        raise BadInput(
+            f"{file} is no JSON, or a part of it is missing ({error})", "restore it from version control"
+        ) from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise BadInput(f"{file} is no expectations file of schema {SCHEMA}", f'begin it with {{"schema": {SCHEMA}}}')
+    return data
+
+
+def _rows(file: Path, name: str, rows: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+    if not isinstance(rows, list):
+        _refuse(file, name, "it is no list", "give a list of rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            _refuse(file, f"{name} row {number}", "it is no table", "give keys and values")
+        yield f"{name} row {number}", row
+
+
+def _keys(file: Path, where: str, row: Any, required: str | set[str], optional: str = "") -> None:
+    needed = set(required.split()) if isinstance(required, str) else required
+    if not isinstance(row, dict):
+        _refuse(file, where, "it is no table", f"give the keys {', '.join(sorted(needed))}")
+    known = needed | set(optional.split())
+    if unknown := sorted(set(row) - known):
+        _refuse(file, where, f"unknown key {unknown[0]!r}", f"use {', '.join(sorted(known))}")
+    if missing := sorted(needed - set(row)):
+        _refuse(file, where, f"{missing[0]!r} is missing", "add it")
+
+
+def _variant_and_metric(file: Path, where: str, row: dict[str, Any]) -> tuple[str, str]:
+    try:
+        variant = canonical(str(row["variant"]))
+    except BadInput as error:
+        _refuse(file, where, error.problem, error.remedy)
+    if variant != row["variant"]:
+        _refuse(file, where, f"{row['variant']!r} is another name of {variant}", f"write {variant}")
+    try:
+        metric(row["metric"])
+    except (KeyError, AttributeError):
+        _refuse(file, where, f"unknown metric {row['metric']!r}", "use a name of optsd/metrics.py")
+    return variant, row["metric"]
+
+
+def _figure(file: Path, where: str, key: str, value: Any, name: str, tolerance: Tolerance) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        _refuse(file, where, f"{key} {value!r} is no number", "record a measured one, or remove the row")
+    if value <= 0 and (name not in ZERO_IS_A_FIGURE or tolerance.absolute is None):
+        _refuse(
+            file,
+            where,
+            f"{key} {value:g} is not above zero and would hide any regression",
+            "record a measured one, or give the row an absolute tolerance"
+            if name in ZERO_IS_A_FIGURE
+            else "record a measured one, or remove the row",
+        )
+
+
+def _tolerances(file: Path, data: Any) -> dict[str, Tolerance]:
+    _keys(file, "tolerance", data, "performance quality")
+    return {kind: _tolerance(file, f"tolerance {kind}", data[kind]) for kind in data}
+
+
+def _tolerance(file: Path, where: str, data: Any) -> Tolerance:
+    if not isinstance(data, dict) or len(data) != 1 or not set(data) <= {"relative", "absolute"}:
+        _refuse(file, where, "its tolerance is not one number", 'write {"relative": 0.1} or {"absolute": 0.02}')
+    ((key, value),) = data.items()
+    most = 1 if key == "relative" else math.inf  # 10 for 10 % would let everything pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < most:
+        _refuse(file, where, f"{key} tolerance {value!r} is out of range", "write 0.1 for ±10 %")
+    return Tolerance(**data)
+
+
+def _refuse_duplicates(file: Path, names: Iterable[tuple[str, str]]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for name, where in names:
+        if (name, where) in seen:
+            _refuse(file, where, f"{name} is there twice", "remove one of the two rows")
+        seen.add((name, where))
+
+
+def _refuse(file: Path, where: str, problem: str, remedy: str) -> NoReturn:
+    raise BadInput(f"{file}: {where}: {problem}", remedy)
+
+
+def _refuse_number(file: Path, name: str) -> NoReturn:
+    raise BadInput(f"{file}: {name} is no number that JSON knows", "record a measured one, or remove the row")

@@ -1,0 +1,92 @@
+"""Makes a machine's file from a run, or from a run and the file that is there."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from optsd.errors import BadInput
+from optsd.judge.expectations import (
+    GUIDE_TOLERANCES,
+    ZERO_IS_A_FIGURE,
+    Baselines,
+    Row,
+    Run,
+    Tolerance,
+    identity,
+    machine_name,
+)
+from optsd.judge.reading import read_baselines
+from optsd.judge.regressions import RECORDED, TIMED, is_noise_floor, kernels, noise_floor
+from optsd.records import Measurement, Results, dumps, write_atomically
+
+NEAR_ZERO = {
+    "kid": Tolerance(absolute=0.002),
+    "kid_shapes": Tolerance(absolute=0.002),
+    "lpips": Tolerance(absolute=0.01),
+    "lpips_shapes": Tolerance(absolute=0.01),
+    "ssim": Tolerance(absolute=0.01),
+    "psnr_db": Tolerance(absolute=1.0),
+}
+"""What rows of these metrics are given when they are recorded: 5 % of next to nothing would be next to nothing."""
+
+
+def baseline_file(folder: Path, results: Results) -> Path:
+    """Where the figures of the machine that made these results belong."""
+    return folder / f"{machine_name(results.machine, results.workload.device)}.json"
+
+
+def as_run(results: Results, previous: Run | None = None) -> Run:
+    """The figures of a run that are worth recording. Tolerances that a person gave to rows of `previous` are kept."""
+    rows = tuple(
+        _row(found, found.value, previous)
+        for found in results.measurements
+        if found.metric in RECORDED and found.value is not None and not is_noise_floor(found)
+    )
+    return Run(
+        workload=results.workload,
+        created=results.created,
+        rounds=max((len(row.samples) for row in rows), default=0),
+        identity=identity(results.machine, results.workload.device),
+        versions=dict(results.machine.get("versions") or {}),
+        kernels=kernels(results),
+        noise_floor=noise_floor(results),
+        load=dict(results.machine.get("load") or {}),
+        rows=rows,
+    )
+
+
+def as_baselines(results: Results, file: str) -> Baselines:
+    """A finished run, to be compared with as a machine's file is."""
+    name = machine_name(results.machine, results.workload.device)
+    return Baselines(file, name, dict(GUIDE_TOLERANCES), (as_run(results),))
+
+
+def update(file: Path, results: Results) -> Baselines:
+    """Write what the run measured into the machine's file, which is made if need be.
+
+    Variants that this run did not measure keep their rows, when these come from the same machine and versions.
+    Raises BadInput for a run without a figure, and for a file that is there and wrong.
+    """
+    now = read_baselines(file) if file.exists() else None
+    previous = now.run(results.workload) if now else None
+    run = as_run(results, previous)
+    if not run.rows:
+        raise BadInput("this run measured nothing that could be recorded", "run the benches: pytest bench")
+    if previous and previous.identity == run.identity:
+        measured = {row.variant for row in run.rows}
+        kept = tuple(row for row in previous.rows if row.variant not in measured)
+        known = {row.variant: previous.kernels[row.variant] for row in kept if row.variant in previous.kernels}
+        run = replace(run, rows=run.rows + kept, kernels=known | run.kernels)
+    others = tuple(other for other in now.runs if other.workload != run.workload) if now else ()
+    name = machine_name(results.machine, results.workload.device)
+    written = Baselines(str(file), name, now.tolerance if now else dict(GUIDE_TOLERANCES), (*others, run))
+    write_atomically(file, dumps(written.to_json()))
+    return read_baselines(file)
+
+
+def _row(found: Measurement, value: float, previous: Run | None) -> Row:
+    before = previous.row(found.variant, found.metric) if previous else None
+    tolerance = before.tolerance if before else NEAR_ZERO.get(found.metric)
+    if value <= 0 and found.metric in ZERO_IS_A_FIGURE and (tolerance is None or tolerance.absolute is None):
+        tolerance = Tolerance(absolute=0.01)
+    samples = found.samples if found.metric in TIMED else ()
+    return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance)

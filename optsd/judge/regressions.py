@@ -1,0 +1,198 @@
+"""Did this machine get slower? By the confidence interval of the change from a recorded figure to a measured one."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from optsd.errors import BadInput
+from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
+from optsd.judge.statistics import FEWEST_ROUNDS, Interval, change_interval, difference_interval, rounds_needed
+from optsd.judge.verdicts import gpu_warning, joined, noise_of, why_absent
+from optsd.metrics import METRICS, metric
+from optsd.records import Measurement, Results, Verdict
+
+TIMED = frozenset(name for name, row in METRICS.items() if row.unit in ("s", "×", "images/s"))
+"""Metrics whose `samples` are single readings of a clock, which differ from round to round."""
+
+RECORDED = (
+    "speedup",
+    "latency_s",
+    "peak_memory_bytes",
+    "weight_bytes",
+    "disk_bytes",
+    *(name for name, row in METRICS.items() if row.kind == "quality"),
+)
+"""Metrics that a machine's file holds: the others follow from these or describe a single stage."""
+
+
+def judge_regressions(
+    baselines: Baselines | None, results: Results, variants: Collection[str] | None = None
+) -> tuple[Verdict, ...]:
+    """A verdict for every figure that the file has, or should have, about `variants` (default: all that are named)."""
+    run = baselines.run(results.workload) if baselines else None
+    expected = [(row.variant, row.metric) for row in run.rows] if run else []
+    measured = [
+        (found.variant, found.metric)
+        for found in results.measurements
+        if found.metric in RECORDED and found.value is not None and not is_noise_floor(found)
+    ]
+    names = dict.fromkeys(name for name in [*measured, *expected] if variants is None or name[0] in variants)
+    where = baselines.file if baselines else "no baseline file"
+    return tuple(_judge_row(variant, name, baselines, run, results, where) for variant, name in names)
+
+
+def noise_floor(results: Results) -> float:
+    """|baseline ÷ baseline − 1|: how far a ratio of this run is off when nothing differs. 0 when not measured."""
+    found = results.get("baseline", "speedup")
+    return abs(found.value - 1) if found and found.value is not None else 0.0
+
+
+def kernels(results: Results) -> dict[str, str]:
+    """The attention kernel that each variant ran with."""
+    proofs = {technique.variant: technique.proof.get("kernel") for technique in results.techniques}
+    return {variant: str(kernel) for variant, kernel in proofs.items() if kernel}
+
+
+def _judge_row(
+    variant: str, name: str, baselines: Baselines | None, run: Run | None, results: Results, where: str
+) -> Verdict:
+    row = run.row(variant, name) if run else None
+    found = results.get(variant, name)
+    tolerance = baselines.tolerance_of(row) if baselines and row else None
+    if run is None or row is None or tolerance is None:
+        status, note = "no baseline", _why_no_baseline(baselines, run, variant, name)
+    else:
+        status, note = _change_status(row, run, found, results, tolerance)
+    return Verdict(
+        variant,
+        name,
+        status,
+        found.value if found else None,
+        row.value if row else None,
+        str(tolerance) if tolerance else "",
+        f"{where}: {variant} {name}",
+        joined(note, gpu_warning(name, results)),
+    )
+
+
+def _change_status(
+    row: Row, run: Run, found: Measurement | None, results: Results, tolerance: Tolerance
+) -> tuple[str, str]:
+    if difference := _other_machine(row, run, results):
+        return "not comparable", difference
+    if found is None or found.value is None:
+        return "not measured", found.note if found else why_absent(row.variant, results)
+    if tolerance.absolute is None and found.value <= 0:
+        return "not measured", f"{found.value:g} is no measurement"
+    if reason := _too_little(row, run, found, results):
+        return "insufficient data", reason
+    worse = worsening(row, found, tolerance, max(run.noise_floor, noise_floor(results)))
+    shown = _change_text(worse)
+    if worse.low > worse.limit:
+        return "regressed", shown
+    if worse.high < worse.gain_limit:
+        return "improved", f"{shown}; tighten the baseline with --expected-update"
+    if worse.high <= worse.limit:
+        return "ok", shown
+    rounds = len(found.samples) if row.metric in TIMED else 0
+    distance = abs(worse.value - worse.limit)
+    half_width = worse.value - worse.low if worse.value > worse.limit else worse.high - worse.value
+    needed = rounds_needed(rounds, half_width, distance) if rounds else None
+    more = f"about {needed - rounds} more rounds would tell" if needed else "more rounds would not tell"
+    return "insufficient data", f"{shown}: the interval reaches across the limit; {more}"
+
+
+@dataclass(frozen=True)
+class Worsening:
+    """How much worse a figure is than the recorded one: a ratio above 1, or a difference above 0, is worse."""
+
+    value: float
+    low: float
+    high: float
+    limit: float  # above: regressed
+    gain_limit: float  # below: improved
+    relative: bool
+
+
+def worsening(row: Row, found: Measurement, tolerance: Tolerance, floor: float = 0.0) -> Worsening:
+    """The change from a recorded figure to a measured one, with its 95 % interval, widened by the noise floor."""
+    relative = tolerance.absolute is None
+    change = _change(row, found, relative)
+    if metric(row.metric).better == "higher":
+        change = (
+            Interval(1 / change.value, 1 / change.high, 1 / change.low)
+            if relative
+            else Interval(-change.value, -change.high, -change.low)
+        )
+    value, low, high = change
+    if row.metric in TIMED:
+        low, high = (low / (1 + floor), high * (1 + floor)) if relative else (low - floor, high + floor)
+    if relative:
+        limit = 1 + (tolerance.relative or 0.0)
+        return Worsening(value, low, high, limit, 1 / limit, True)
+    limit = tolerance.absolute or 0.0
+    return Worsening(value, low, high, limit, -limit, False)
+
+
+def _change(row: Row, found: Measurement, relative: bool) -> Interval:
+    """Measured ÷ recorded, or measured − recorded."""
+    if found.value is None:
+        raise BadInput(f"{found.variant} {found.metric} has no value", "judge what was measured")
+    if row.metric in TIMED:
+        return (change_interval if relative else difference_interval)(row.samples, found.samples)
+    before = (row.value, *_bounds(row.value, row.low, row.high))
+    after = (found.value, *_bounds(found.value, found.low, found.high))
+    if relative:
+        # An interval that reaches zero bounds no ratio.
+        high = after[2] / before[1] if before[1] > 0 else math.inf
+        return Interval(after[0] / before[0], max(after[1], 1e-12) / before[2], high)
+    return Interval(after[0] - before[0], after[1] - before[2], after[2] - before[1])
+
+
+def _bounds(value: float, low: float | None, high: float | None) -> tuple[float, float]:
+    return (value if low is None else min(low, value)), (value if high is None else max(high, value))
+
+
+def _too_little(row: Row, run: Run, found: Measurement, results: Results) -> str:
+    """Why a timing cannot be judged at all; empty when it can."""
+    if row.metric not in TIMED:
+        return ""
+    for count, which in ((len(found.samples), "this run"), (len(row.samples), "the baseline")):
+        if count < FEWEST_ROUNDS:
+            return f"{which} has {count} rounds, {FEWEST_ROUNDS - count} more are needed (--rounds {FEWEST_ROUNDS})"
+    if metric(row.metric).unit != "×":  # a ratio met the same machine on both sides, seconds did not
+        for load, which in ((results.machine.get("load") or {}, "this run"), (run.load, "the baseline's run")):
+            if noise := noise_of(load, results.workload.device):
+                return f"{noise} during {which}: seconds of two sessions say nothing then, the speedup does"
+    return ""
+
+
+def _other_machine(row: Row, run: Run, results: Results) -> str:
+    now = identity(results.machine, results.workload.device)
+    differences = [
+        f"{key} {now.get(key)} instead of {then}" for key, then in run.identity.items() if now.get(key) != then
+    ]
+    then, ran = run.kernels.get(row.variant), kernels(results).get(row.variant)
+    if then != ran and ran is not None:
+        differences.append(f"attention kernel {ran} instead of {then}")
+    return ", ".join(differences)
+
+
+def is_noise_floor(found: Measurement) -> bool:
+    """Whether this is the baseline against itself."""
+    return (found.variant, found.metric) == ("baseline", "speedup")
+
+
+def _why_no_baseline(baselines: Baselines | None, run: Run | None, variant: str, name: str) -> str:
+    remedy = "record it with --expected-update"
+    if baselines is None:
+        return f"this machine has no file; {remedy}"
+    if run is None:
+        return f"{baselines.file} has no run of this workload; {remedy}"
+    return f"{baselines.file} has no row for {variant} {name}; {remedy}"
+
+
+def _change_text(worse: Worsening) -> str:
+    if worse.relative:
+        return f"{worse.value - 1:+.1%} worse ({worse.low - 1:+.1%} to {worse.high - 1:+.1%})"
+    return f"{worse.value:+.3g} worse ({worse.low:+.3g} to {worse.high:+.3g})"

@@ -1,0 +1,62 @@
+"""The judge: what was measured, against the guide's claims and against a machine's own recorded figures.
+
+| question | statuses |
+| --- | --- |
+| does the guide's claim hold? | reproduced, exceeded, missed, not measured, not comparable |
+| did this machine get slower? | ok, improved, regressed, insufficient data, no baseline, not measured, not comparable |
+
+A claim is judged by the measured value and its tolerance. A regression needs the whole confidence interval of the
+change beyond the tolerance; `ok` needs all of it within; what lies across the limit is `insufficient data`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from optsd.metrics import metric
+from optsd.records import Results, Verdict
+
+FAILING = frozenset({"missed", "regressed"})
+ABSENT = frozenset({"no baseline", "not measured"})
+PASSING = frozenset({"reproduced", "exceeded", "ok", "improved"})
+
+
+QUIET_CPU_SHARE = 0.10
+"""Above this share of the CPU used by others, seconds of two sessions say more about the others than about the code."""
+
+
+def failing(verdicts: Iterable[Verdict], gate: bool) -> list[Verdict]:
+    """The verdicts that fail a run: `missed` and `regressed`, and for a gate what is absent as well."""
+    statuses = FAILING | ABSENT if gate else FAILING
+    return [verdict for verdict in verdicts if verdict.status in statuses]
+
+
+def nothing_was_judged(verdicts: Iterable[Verdict]) -> bool:
+    """Whether no row could be compared at all. A gate that judged nothing has not passed."""
+    return not any(verdict.status in PASSING | FAILING | {"insufficient data"} for verdict in verdicts)
+
+
+def noise_of(load: dict[str, Any], device: str) -> str:
+    """What other processes did to a timing, in words; empty when the machine was quiet."""
+    if device == "cuda":
+        count = load.get("others_on_gpu") or 0
+        return f"{count} other processes used the GPU" if count else ""
+    share = load.get("others_cpu_share") or 0.0
+    return f"other processes used {share:.0%} of the CPU" if share > QUIET_CPU_SHARE else ""
+
+
+def gpu_warning(name: str, results: Results) -> str:
+    load = results.machine.get("load") or {}
+    if metric(name).kind == "quality" or not load.get("others_on_gpu") or results.workload.device != "cuda":
+        return ""
+    return f"warning: {noise_of(load, 'cuda')} meanwhile"
+
+
+def why_absent(variant: str, results: Results) -> str:
+    return next(
+        (failure.get("reason", "") for failure in results.failures if failure.get("variant") == variant),
+        "no bench of this run measured it",
+    )
+
+
+def joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
