@@ -135,7 +135,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     try:
         report.write(results, folder)
     except OptsdError as error:
-        print(f"no report: {error}", file=sys.stderr)  # noqa: T201 - the terminal plugin may be gone by now
+        print(f"no report: {error}", file=sys.stderr)
     session.exitstatus = verdicts.exit_status(config, results, exitstatus)
 
 
