@@ -124,7 +124,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> "StableDiffus
         pipe = sd15.random(number_type)
     else:
         # The safety checker is no part of what is measured, and blanks pictures.
-        options = {"torch_dtype": number_type, "use_safetensors": True, "safety_checker": None}
+        options = {"dtype": number_type, "use_safetensors": True, "safety_checker": None}
         try:
             pipe = diffusers.StableDiffusionPipeline.from_pretrained(
                 source.folder or source.hub_id, local_files_only=source.folder is not None, **options

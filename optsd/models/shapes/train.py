@@ -42,7 +42,7 @@ class Stage:
 
 AUTOENCODER = Stage("autoencoder", seed=11, steps=2500, batch=16, learning_rate=2e-3, ema=0.995)
 TEXT_ENCODER = Stage("text_encoder", seed=12, steps=1000, batch=64, learning_rate=1e-3)
-UNET = Stage("unet", seed=13, steps=6500, batch=32, learning_rate=1e-3, ema=0.999)
+UNET = Stage("unet", seed=13, steps=4500, batch=32, learning_rate=1e-3, ema=0.999)
 CLASSIFIER = Stage("classifier", seed=21, steps=1500, batch=32, learning_rate=2e-3, ema=0.99)
 CLIP = Stage("clip", seed=22, steps=1500, batch=64, learning_rate=1e-3)
 
