@@ -1,0 +1,75 @@
+"""Quantize a module's Linear and Conv2d layers in place, and say which were left and why."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from optsd.errors import BadInput, NothingMatched, Unsupported
+from optsd.quantization.modules import QuantizedLayer, quantize_layer
+
+KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_embedding*")
+"""Layers that stay in high precision unless a filter says otherwise: see docs/quantization.md for what each costs."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done to one module: the names of the converted layers, and of those left with the reason."""
+
+    converted: dict[str, QuantizedLayer]
+    left: dict[str, str]
+
+
+def check_convertible(module: nn.Module, name: str) -> None:
+    """Raise Unsupported for a module that is quantized already, by this library or by another."""
+    for layer, child in module.named_modules(prefix=name):
+        if isinstance(child, QuantizedLayer):
+            raise Unsupported(f"{name} is quantized already ({layer})", "load the pipeline again, then quantize once")
+        for parameter in child.parameters(recurse=False):
+            library = type(parameter.data).__module__.split(".")[0], type(parameter).__module__.split(".")[0]
+            foreign = next((origin for origin in library if origin != "torch"), "")
+            if foreign or not (parameter.is_floating_point() or parameter.is_complex()):
+                raise Unsupported(
+                    f"{layer} has been quantized by {foreign or 'another library'}",
+                    "load the model in float16, bfloat16 or float32 first",
+                )
+
+
+def convert(
+    module: nn.Module,
+    bits: int,
+    group_size: int = 32,
+    keep: tuple[str, ...] = KEPT,
+    kernel: str = "auto",
+    name: str = "unet",
+) -> Conversion:
+    """Replace each Linear and Conv2d whose name matches none of the shell patterns in `keep`; the old weights go.
+
+    `name` is what messages call the module. Raises Unsupported (quantized already), NothingMatched, or BadInput
+    (NaN or infinite weights, which name their layer; the module is then as it was).
+    """
+    check_convertible(module, name)
+    left: dict[str, str] = {}
+    converted: dict[str, QuantizedLayer] = {}
+    replacements: dict[nn.Module, QuantizedLayer] = {}
+    for layer, child in module.named_modules():
+        if not isinstance(child, nn.Linear | nn.Conv2d):
+            continue
+        pattern = next((pattern for pattern in keep if fnmatchcase(layer, pattern)), None)
+        if pattern:
+            left[f"{name}.{layer}"] = f"kept by {pattern!r}"
+        elif type(child) not in (nn.Linear, nn.Conv2d):
+            left[f"{name}.{layer}"] = f"a {type(child).__name__} may compute something else"
+        else:
+            try:
+                replacements[child] = converted[f"{name}.{layer}"] = quantize_layer(child, bits, group_size, kernel)
+            except BadInput as error:
+                raise BadInput(f"{name}.{layer}: {error.problem}", error.remedy) from error
+    if not converted:
+        raise NothingMatched(f"{name} has no Linear or Conv2d layer to quantize", "keep fewer layers")
+    # diffusers registers some layers under two names (`conv` and `Conv2d_0`): each place gets the new one.
+    for parent in list(module.modules()):
+        for attribute, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, attribute, replacements[child])
+    return Conversion(converted, left)
