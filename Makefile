@@ -14,7 +14,7 @@ bench: $(STAMP)
 	$(BIN)/pytest bench --benchmark-json=reports/latest/benchmark.json $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest tests $(ARGS)
+	$(BIN)/pytest tests --timeout=600 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

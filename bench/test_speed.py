@@ -23,13 +23,13 @@ def test_speed(built: Built, baseline: Built, rounds: int, benchmark, recorder: 
     theirs: list[float] = []
     ours: list[float] = []
     benchmark.extra_info["variant"] = built.variant
-    benchmark.pedantic(
-        lambda: ours.append(seconds(built.run, device)),
-        setup=lambda: theirs.append(seconds(baseline.run, device)),
-        rounds=rounds,
-    )
+
+    def turn(which: Built, readings: list[float]) -> None:
+        readings.append(seconds(lambda: which.run(f"timing, round {len(readings) + 1} of {rounds}"), device))
+
+    benchmark.pedantic(lambda: turn(built, ours), setup=lambda: turn(baseline, theirs), rounds=rounds)
     with stage_times(built.pipe) as stages:
-        built.run()
+        built.run("timing the stages")
 
     per_image = tuple(reading / pictures for reading in ours)
     latency, low, high = median_interval(per_image)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conftest_plugins.options import DEVICE, WORKLOAD, chosen_preset
+from conftest_plugins.progress import Say
 from optsd.errors import Unsupported
 from optsd.records import Workload
 
@@ -26,23 +27,27 @@ class Built:
     patch: "Patch"
     workload: Workload
     prompts: list[str]
+    say: Say
     warm: bool = False
 
-    def run(self) -> None:
-        """One batch of the timing prompts."""
+    def run(self, doing: str = "") -> None:
+        """One batch of the timing prompts. `doing` is shown while it runs."""
         from optsd.measure.run import run_batch
 
-        run_batch(self.pipe, self.workload, self.prompts)
+        def on_step(step: int) -> None:
+            self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
+
+        run_batch(self.pipe, self.workload, self.prompts, on_step=on_step)
 
     def warm_up(self) -> None:
         """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled."""
         if not self.warm:
-            self.run()
+            self.run("warming up")
             self.warm = True
 
 
 @pytest.fixture(scope="session")
-def build(pytestconfig: pytest.Config, workload: Workload) -> Callable[[str], Built]:
+def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Callable[[str], Built]:
     """Build a variant of the chosen model."""
     from optsd import models
     from optsd.measure.run import timing_prompts
@@ -50,8 +55,9 @@ def build(pytestconfig: pytest.Config, workload: Workload) -> Callable[[str], Bu
 
     def make(variant: str) -> Built:
         fix_seeds()
+        progress(f"{variant}: loading {workload.model}")
         pipe, patch = models.build(workload.model, variant, pytestconfig.stash[DEVICE], workload.dtype)
-        return Built(variant, pipe, patch, workload, timing_prompts(workload.model, workload.batch_size))
+        return Built(variant, pipe, patch, workload, timing_prompts(workload.model, workload.batch_size), progress)
 
     return make
 

@@ -1,5 +1,6 @@
 """One batch of pictures: what every measurement runs."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from optsd.measure.seeds import generators
@@ -30,9 +31,21 @@ def timing_prompts(model: str, count: int) -> list[str]:
 
 
 def run_batch(
-    pipe: "StableDiffusionPipeline", workload: Workload, prompts: list[str], first: int = 0
+    pipe: "StableDiffusionPipeline",
+    workload: Workload,
+    prompts: list[str],
+    first: int = 0,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> "list[Image.Image]":
-    """One call of the pipeline: the pictures of `prompts`, the first of which has index `first` in its run."""
+    """One call of the pipeline: the pictures of `prompts`, the first of which has index `first` in its run.
+
+    `on_step` hears the number of each denoising step when it is done.
+    """
+
+    def done(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
+        on_step(step + 1)
+        return tensors
+
     return pipe(
         prompts,
         num_inference_steps=workload.steps,
@@ -40,4 +53,5 @@ def run_batch(
         height=workload.height,
         width=workload.width,
         generator=generators(workload.seed, first, len(prompts)),
+        callback_on_step_end=done,
     ).images
