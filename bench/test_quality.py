@@ -1,0 +1,21 @@
+"""How good are each variant's images, and what did each image lose against the baseline's?"""
+
+import pytest
+
+from conftest_plugins.quality import builder, record
+from conftest_plugins.results import RECORDER, Recorder
+from optsd.errors import Unsupported
+
+
+@pytest.mark.quality
+@pytest.mark.timeout(7 * 24 * 3600)  # 1,000 images of 50 steps take hours; a run that was killed goes on where it was
+def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest.Config) -> None:
+    """FID, KID, IS, CLIP and LPIPS, PSNR and SSIM, and the pictures that lost most."""
+    try:
+        images = quality.images(variant, builder(pytestconfig, quality.workload, variant))
+    except Unsupported as error:
+        pytest.skip(str(error))
+    record(pytestconfig, recorder, quality, variant, images)
+    ssim = pytestconfig.stash[RECORDER].results().get(variant, "ssim")
+    assert ssim is not None
+    assert ssim.value is not None
