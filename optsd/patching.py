@@ -16,9 +16,9 @@ class Stage(IntEnum):
 
     STRUCTURE = 0  # which modules there are: fused projections
     WEIGHTS = 1  # what the modules compute with: int8, int4
-    ATTENTION = 2  # how attention is computed: eager, sdpa, flash; token merging
+    ATTENTION = 2  # how attention is computed: eager, sdpa, flash
     EXECUTION = 3  # how what is computed is run: compile
-    REUSE = 4  # what is not computed again: kvcache, deepcache
+    REUSE = 4  # what is not computed, or not again: kvcache, deepcache, tome
     RUNTIME = 5  # how a call is divided: slices, retries with a smaller batch
 
 
@@ -53,6 +53,7 @@ class Patch:
 
     `touched` are the names of the changed modules (`unet.mid_block.attentions.0…`); `proof` is counted while the
     pipeline runs (`{"quantized_linear": 32, "kernel_calls": 640}`); a lossy technique has no `undo` and says why.
+    `slots` says which technique decides what, `active` lists the patches that are on the same UNet, the last one last.
     """
 
     name: str
@@ -61,6 +62,8 @@ class Patch:
     restore: Callable[[], None] | None = None
     why_lossy: str = ""
     parts: tuple["Patch", ...] = ()
+    slots: dict[str, str] = field(default_factory=dict)
+    active: list["Patch"] = field(default_factory=list, repr=False)
     undone: bool = field(default=False, init=False)
 
     @property
@@ -69,9 +72,15 @@ class Patch:
         return {key: value for part in self.parts for key, value in part.proof.items()} | self.read_proof()
 
     def undo(self) -> None:
-        """Restore the pipeline, to the bit. Raises OptsdError, and changes nothing, if a part of it is lossy."""
+        """Restore the pipeline, to the bit. Raises OptsdError, and changes nothing, if a part of it is lossy.
+
+        Patches come off in the reverse of the order in which they were applied.
+        """
         if self.undone:
             raise OptsdError(f"{self.name} is undone already", "call undo() once")
+        if self.active and self.active[-1] is not self:
+            later = self.active[-1].name
+            raise OptsdError(f"{self.name} cannot be undone: {later} was applied on top of it", f"undo {later} first")
         lossy = next((patch for patch in self._flat() if patch.why_lossy), None)
         if lossy:
             raise OptsdError(f"{lossy.name} cannot be undone: {lossy.why_lossy}", "load the pipeline again")
@@ -79,9 +88,16 @@ class Patch:
             if patch.restore:
                 patch.restore()
             patch.undone = True
+        if self.active:
+            self.active.pop()
 
     def _flat(self) -> list["Patch"]:
         return [*(patch for part in self.parts for patch in part._flat()), self]
+
+
+def active_patches(pipe: Pipeline) -> list[Patch]:
+    """The patches on this pipeline's UNet, which other pipelines may share, in the order of their application."""
+    return vars(getattr(pipe, "unet", pipe)).setdefault("_optsd_patches", [])
 
 
 def in_reverse(restores: Iterable[Callable[[], None]]) -> Callable[[], None]:

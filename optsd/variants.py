@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from optsd.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from optsd.patching import Optimization, Patch
+    from optsd.patching import Optimization, Patch, Pipeline
 
 TECHNIQUES: dict[str, str] = {
     # name in a variant -> the class that implements it, or the function that returns its parts; imported when used
@@ -24,6 +22,9 @@ TECHNIQUES: dict[str, str] = {
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
 }
+
+PARAMETERS = {"deepcache": "3", "tome": "0.5"}
+"""The techniques that take a parameter after a colon, and its value where a name gives none."""
 
 GUIDE_VARIANTS = (
     "baseline",
@@ -54,14 +55,22 @@ class Variant:
     def exact(self) -> bool:
         return all(step.exact for step in self.steps)
 
-    def check(self, pipe: "DiffusionPipeline") -> None:
-        """Raise `Unsupported` if some technique cannot work on this pipeline. Changes nothing."""
+    def check(self, pipe: "Pipeline") -> None:
+        """Raise `Unsupported` if some technique cannot work on this pipeline as it is now. Changes nothing."""
+        from optsd.patching import active_patches
+
         for step in self.steps:
             step.check(pipe)
+            for patch in active_patches(pipe):
+                if step.slot in patch.slots:
+                    raise Unsupported(
+                        f"{step.name} cannot be added: {patch.slots[step.slot]} decides the {step.slot} already",
+                        f"undo() the patch {patch.name} first",
+                    )
 
-    def apply(self, pipe: "DiffusionPipeline") -> "Patch":
+    def apply(self, pipe: "Pipeline") -> "Patch":
         """Apply every technique in place; if one fails, those before it are undone where they can be."""
-        from optsd.patching import Patch
+        from optsd.patching import Patch, active_patches
 
         self.check(pipe)
         parts: list[Patch] = []
@@ -74,16 +83,22 @@ class Variant:
                     part.undo()
             raise
         touched = tuple(dict.fromkeys(name for part in parts for name in part.touched))
-        return Patch(self.name, touched, parts=tuple(parts))
+        active = active_patches(pipe)
+        patch = Patch(self.name, touched, parts=tuple(parts), slots=self._slots(), active=active)
+        active.append(patch)
+        return patch
+
+    def _slots(self) -> dict[str, str]:
+        return {step.slot: step.name for step in self.steps}
 
 
 def canonical(name: str) -> str:
     """One spelling for each variant: aliases resolved, techniques known, each named once. No torch is imported.
 
-    Raises BadInput for an unknown technique. Parameters follow a colon: `deepcache:3`.
+    Raises BadInput for an unknown technique. Parameters follow a colon and are written out: `deepcache:3`.
     """
     expanded = "+".join(ALIASES.get(part.strip(), part.strip()) for part in name.split("+"))
-    parts = expanded.split("+")
+    parts = [f"{part}:{PARAMETERS[part]}" if part in PARAMETERS else part for part in expanded.split("+")]
     for part in parts:
         if part.partition(":")[0] not in TECHNIQUES:
             known = ", ".join([*ALIASES, *TECHNIQUES])
@@ -121,12 +136,12 @@ def against_eager(name: str) -> Variant:
 
 
 def _technique(spelled: str) -> "tuple[Optimization, ...]":
-    name, _, parameters = spelled.partition(":")
+    name, colon, parameter = spelled.partition(":")
     module, _, attribute = TECHNIQUES[name].partition(":")
     technique = getattr(importlib.import_module(module), attribute)
-    if not parameters:
-        made = technique()
-        return made if isinstance(made, tuple) else (made,)
-    if not hasattr(technique, "from_text"):
+    if name in PARAMETERS:
+        return (technique.from_text(parameter),)
+    if colon:
         raise BadInput(f"{name} takes no parameter, {spelled!r} gives one", f"write {name}")
-    return (technique.from_text(parameters),)
+    made = technique()
+    return made if isinstance(made, tuple) else (made,)

@@ -39,8 +39,6 @@ class KVCache:
                     f"kvcache: {name} normalizes the text anew in every step, so no tensor lives as long as the call",
                     "leave kvcache out",
                 )
-            if any(isinstance(getattr(layer.forward, "__self__", None), CachedText) for _, layer in _text(attention)):
-                raise Unsupported("kvcache is active on this UNet already", "undo() the first one, or use it")
 
     def apply(self, pipe: Pipeline) -> Patch:
         store, tally = PerPrompt(), Tally()

@@ -26,7 +26,7 @@ class TokenMerging:
 
     ratio: float = 0.5
     exact: bool = False
-    stage: Stage = Stage.ATTENTION
+    stage: Stage = Stage.REUSE
     slot: str = "tokens"
 
     @property
