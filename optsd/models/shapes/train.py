@@ -41,11 +41,12 @@ class Stage:
 
 
 AUTOENCODER = Stage("autoencoder", seed=11, steps=2500, batch=16, learning_rate=2e-3, ema=0.995)
-TEXT_ENCODER = Stage("text_encoder", seed=12, steps=1000, batch=64, learning_rate=1e-3)
+TEXT_ENCODER = Stage("text_encoder", seed=12, steps=800, batch=64, learning_rate=1e-3)
 UNET = Stage("unet", seed=13, steps=4500, batch=32, learning_rate=1e-3, ema=0.999)
 CLASSIFIER = Stage("classifier", seed=21, steps=1500, batch=32, learning_rate=2e-3, ema=0.99)
 CLIP = Stage("clip", seed=22, steps=1500, batch=64, learning_rate=1e-3)
 
+PLACES = ("left", "right", "top", "bottom", "middle")
 LATENT_SCENES = 32768  # scenes whose latents the UNet is trained on
 CAPTION_DROPOUT = 0.1  # the share of empty captions, for classifier-free guidance
 
@@ -129,11 +130,15 @@ def train_autoencoder(folder: Path, device: torch.device) -> nn.Module:
 
 
 def train_text_encoder(folder: Path, device: torch.device) -> tuple:
-    """Say, from the last tokens' features, everything that the caption says (attribute by attribute)."""
+    """Say, from the last tokens' features, what is where: the size, colour and shape at each place, the background.
+
+    By place rather than in the caption's order, so that the binding of attributes to places is the text encoder's
+    work: the UNet then reads, with one linear map, what belongs where it is.
+    """
     tokens = networks.tokenizer(folder / "tokenizer")
     model = networks.text_encoder(tokens).to(device)
-    things = [len(scenes.SIZES), len(scenes.COLOURS), len(scenes.SHAPES)]
-    counts = [*things, *(n + 1 for n in things), len(scenes.RELATIONS) + 1, len(scenes.BACKGROUNDS)]  # +1: none
+    thing = [len(known) + 1 for known in (scenes.SIZES, scenes.COLOURS, scenes.SHAPES)]  # +1: nothing there
+    counts = [*thing * len(PLACES), len(scenes.BACKGROUNDS)]
     heads = nn.Linear(networks.TEXT_WIDTH, sum(counts)).to(device)
 
     def loss_of(step: int, rng: np.random.Generator) -> Tensor:
@@ -270,20 +275,24 @@ def _tokenize(tokens, captions: list[str]) -> Tensor:
 
 
 def _attributes(scene: scenes.Scene) -> list[int]:
-    """Every attribute of a scene as an index; a missing second thing or relation is the last index."""
+    """The size, colour and shape at each of `PLACES` (the last index: nothing there), and the background, as indices."""
+    places = {
+        None: ("middle",),
+        "to the left of": ("left", "right"),
+        "to the right of": ("right", "left"),
+        "above": ("top", "bottom"),
+        "below": ("bottom", "top"),
+    }[scene.relation]
+    at = dict(zip(places, scene.things, strict=True))
     options = (tuple(scenes.SIZES), tuple(scenes.COLOURS), scenes.SHAPES)
     indices: list[int] = []
-    for i in range(2):
-        if i < len(scene.things):
-            thing = scene.things[i]
-            indices += [
-                known.index(value)
-                for known, value in zip(options, (thing.size, thing.colour, thing.shape), strict=True)
-            ]
-        else:
-            indices += [len(known) for known in options]
-    relation = len(scenes.RELATIONS) if scene.relation is None else scenes.RELATIONS.index(scene.relation)
-    return [*indices, relation, tuple(scenes.BACKGROUNDS).index(scene.background)]
+    for place in PLACES:
+        thing = at.get(place)
+        values = (thing.size, thing.colour, thing.shape) if thing else (None, None, None)
+        indices += [
+            len(known) if value is None else known.index(value) for known, value in zip(options, values, strict=True)
+        ]
+    return [*indices, tuple(scenes.BACKGROUNDS).index(scene.background)]
 
 
 def _latents(folder: Path, vae: nn.Module, device: torch.device) -> tuple[list[scenes.Scene], Tensor, float]:
