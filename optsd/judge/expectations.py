@@ -37,6 +37,22 @@ GUIDE_TOLERANCES = {"performance": Tolerance(relative=0.10), "quality": Toleranc
 """±10 % and ±5 %, as the guide has them."""
 
 
+NEAR_ZERO = {
+    "kid": Tolerance(absolute=0.002),
+    "kid_shapes": Tolerance(absolute=0.002),
+    "lpips": Tolerance(absolute=0.01),
+    "lpips_shapes": Tolerance(absolute=0.01),
+    "ssim": Tolerance(absolute=0.01),
+    "psnr_db": Tolerance(absolute=1.0),
+}
+"""Metrics that are compared with the baseline's own image, or are near zero: 5 % of next to nothing is nothing."""
+
+
+def tolerance_for(name: str, tolerances: Mapping[str, Tolerance]) -> Tolerance:
+    """A metric's tolerance: the one that is given for it by name, its default above, or the one of its kind."""
+    return tolerances.get(name) or NEAR_ZERO.get(name) or tolerances[metric(name).kind]
+
+
 @dataclass(frozen=True)
 class Claim:
     """One figure of the guide: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
@@ -98,14 +114,14 @@ class Baselines:
 
     file: str
     machine: str
-    tolerance: dict[str, Tolerance]
+    tolerance: dict[str, Tolerance]  # by kind, "performance" and "quality", and by metric
     runs: tuple[Run, ...] = ()
 
     def run(self, workload: Workload) -> Run | None:
         return next((run for run in self.runs if run.workload == workload), None)
 
     def tolerance_of(self, row: Row) -> Tolerance:
-        return row.tolerance or self.tolerance[metric(row.metric).kind]
+        return row.tolerance or tolerance_for(row.metric, self.tolerance)
 
     def to_json(self) -> dict[str, Any]:
         """Sorted, and without what has its default, so that a change of the file shows what changed."""

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from optsd.errors import BadInput
 from optsd.judge.expectations import (
-    GUIDE_TOLERANCES,
     SCHEMA,
     ZERO_IS_A_FIGURE,
     Baselines,
@@ -21,8 +20,9 @@ from optsd.judge.expectations import (
     Row,
     Run,
     Tolerance,
+    tolerance_for,
 )
-from optsd.metrics import metric
+from optsd.metrics import METRICS, metric
 from optsd.records import Workload
 from optsd.variants import canonical
 
@@ -58,7 +58,7 @@ def read_baselines(file: Path) -> Baselines:
     if not isinstance(data["machine"], str) or not data["machine"]:
         _refuse(file, "machine", "it is no name of a machine", "record the file with --expected-update")
     tolerances = _tolerances(file, data["tolerance"])
-    runs = [_run(file, where, run) for where, run in _rows(file, "runs", data["runs"])]
+    runs = [_run(file, where, run, tolerances) for where, run in _rows(file, "runs", data["runs"])]
     _refuse_duplicates(file, ((f"workload {json.dumps(asdict(run.workload))}", "runs") for run in runs))
     return Baselines(str(file), data["machine"], tolerances, tuple(runs))
 
@@ -70,7 +70,7 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
     given = {key for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
     if given not in ({"expected"}, {"at_least"}, {"at_most"}, {"from", "to"}):
         _refuse(file, where, "it says no single expectation", "give one of expected, at_least, at_most, or from and to")
-    tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else tolerances[metric(name).kind]
+    tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else tolerance_for(name, tolerances)
     for key in given:
         _figure(file, where, key, row[key], name, tolerance)
     low = row.get("expected", row.get("at_least", row.get("from")))
@@ -82,19 +82,19 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
     return Claim(variant, name, low, high, tolerance, row["source"])
 
 
-def _run(file: Path, where: str, run: dict[str, Any]) -> Run:
+def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tolerance]) -> Run:
     _keys(file, where, run, "workload created rounds identity versions kernels noise_floor load rows")
     _keys(file, f"{where} workload", run["workload"], {field.name for field in fields(Workload)})
     for key in ("identity", "versions", "kernels", "load"):
         if not isinstance(run[key], dict):
             _refuse(file, f"{where} {key}", "it is no table", "record the file again with --expected-update")
     _figure(file, where, "noise_floor", run["noise_floor"], "memory_reduction", Tolerance(absolute=0))
-    rows = [_row(file, f"{where} {place}", row) for place, row in _rows(file, "rows", run["rows"])]
+    rows = [_row(file, f"{where} {place}", row, tolerances) for place, row in _rows(file, "rows", run["rows"])]
     _refuse_duplicates(file, ((f"{row.variant} {row.metric}", f"{where} rows") for row in rows))
     return Run(**{**run, "workload": Workload(**run["workload"]), "rows": tuple(rows)})
 
 
-def _row(file: Path, where: str, row: dict[str, Any]) -> Row:
+def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Row:
     _keys(file, where, row, "variant metric value", optional="low high samples tolerance")
     variant, name = _variant_and_metric(file, where, row)
     where = f"{where} ({variant} {name})"
@@ -102,9 +102,9 @@ def _row(file: Path, where: str, row: dict[str, Any]) -> Row:
     samples = row.get("samples", [])
     if not isinstance(samples, list):
         _refuse(file, where, "samples is no list", "record the file again with --expected-update")
-    judged = tolerance or GUIDE_TOLERANCES["performance"]
-    for key, figure in [*((key, row[key]) for key in ("value", "low", "high") if key in row)]:
-        _figure(file, where, key, figure, name, judged if key == "value" else Tolerance(absolute=0))
+    judged = tolerance or tolerance_for(name, tolerances)
+    for key in {"value", "low", "high"} & set(row):
+        _figure(file, where, key, row[key], name, judged if key == "value" else Tolerance(absolute=0))
     for figure in samples:
         _figure(file, where, "samples", figure, name, judged)
     return Row(variant, name, row["value"], row.get("low"), row.get("high"), tuple(samples), tolerance)
@@ -173,8 +173,9 @@ def _figure(file: Path, where: str, key: str, value: Any, name: str, tolerance: 
 
 
 def _tolerances(file: Path, data: Any) -> dict[str, Tolerance]:
-    _keys(file, "tolerance", data, "performance quality")
-    return {kind: _tolerance(file, f"tolerance {kind}", data[kind]) for kind in data}
+    """By kind, both of which must be there, and by the name of a metric."""
+    _keys(file, "tolerance", data, "performance quality", optional=" ".join(METRICS))
+    return {name: _tolerance(file, f"tolerance {name}", data[name]) for name in data}
 
 
 def _tolerance(file: Path, where: str, data: Any) -> Tolerance:

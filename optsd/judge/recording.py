@@ -1,11 +1,13 @@
 """Makes a machine's file from a run, or from a run and the file that is there."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from optsd.errors import BadInput
 from optsd.judge.expectations import (
     GUIDE_TOLERANCES,
+    NEAR_ZERO,
     ZERO_IS_A_FIGURE,
     Baselines,
     Row,
@@ -17,16 +19,6 @@ from optsd.judge.expectations import (
 from optsd.judge.reading import read_baselines
 from optsd.judge.regressions import RECORDED, TIMED, is_noise_floor, kernels, noise_floor
 from optsd.records import Measurement, Results, dumps, write_atomically
-
-NEAR_ZERO = {
-    "kid": Tolerance(absolute=0.002),
-    "kid_shapes": Tolerance(absolute=0.002),
-    "lpips": Tolerance(absolute=0.01),
-    "lpips_shapes": Tolerance(absolute=0.01),
-    "ssim": Tolerance(absolute=0.01),
-    "psnr_db": Tolerance(absolute=1.0),
-}
-"""What rows of these metrics are given when they are recorded: 5 % of next to nothing would be next to nothing."""
 
 
 def baseline_file(folder: Path, results: Results) -> Path:
@@ -54,10 +46,9 @@ def as_run(results: Results, previous: Run | None = None) -> Run:
     )
 
 
-def as_baselines(results: Results, file: str) -> Baselines:
+def as_baselines(results: Results, file: str, tolerance: Mapping[str, Tolerance] = GUIDE_TOLERANCES) -> Baselines:
     """A finished run, to be compared with as a machine's file is."""
-    name = machine_name(results.machine, results.workload.device)
-    return Baselines(file, name, dict(GUIDE_TOLERANCES), (as_run(results),))
+    return Baselines(file, machine_name(results.machine, results.workload.device), dict(tolerance), (as_run(results),))
 
 
 def update(file: Path, results: Results) -> Baselines:
@@ -85,8 +76,8 @@ def update(file: Path, results: Results) -> Baselines:
 
 def _row(found: Measurement, value: float, previous: Run | None) -> Row:
     before = previous.row(found.variant, found.metric) if previous else None
-    tolerance = before.tolerance if before else NEAR_ZERO.get(found.metric)
-    if value <= 0 and found.metric in ZERO_IS_A_FIGURE and (tolerance is None or tolerance.absolute is None):
+    tolerance = before.tolerance if before else None
+    if value <= 0 and found.metric in ZERO_IS_A_FIGURE and found.metric not in NEAR_ZERO and tolerance is None:
         tolerance = Tolerance(absolute=0.01)
     samples = found.samples if found.metric in TIMED else ()
     return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance)

@@ -1,6 +1,7 @@
 """Did this machine get slower? By the confidence interval of the change from a recorded figure to a measured one."""
 
 import math
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -92,7 +93,9 @@ def _change_status(
         return "regressed", shown
     if worse.high < worse.gain_limit:
         return "improved", f"{shown}; tighten the baseline with --expected-update"
-    if worse.high <= worse.limit:
+    # Quality, size and memory repeat with the seed: their interval is over prompts, which both runs share, and what is
+    # as good as it was needs no more evidence.
+    if worse.high <= worse.limit or (row.metric not in TIMED and worse.value <= (1 if worse.relative else 0)):
         return "ok", shown
     rounds = len(found.samples) if row.metric in TIMED else 0
     distance = abs(worse.value - worse.limit)
@@ -119,11 +122,8 @@ def worsening(row: Row, found: Measurement, tolerance: Tolerance, floor: float =
     relative = tolerance.absolute is None
     change = _change(row, found, relative)
     if metric(row.metric).better == "higher":
-        change = (
-            Interval(1 / change.value, 1 / change.high, 1 / change.low)
-            if relative
-            else Interval(-change.value, -change.high, -change.low)
-        )
+        flip = _inverse if relative else operator.neg
+        change = Interval(flip(change.value), flip(change.high), flip(change.low))
     value, low, high = change
     if row.metric in TIMED:
         low, high = (low / (1 + floor), high * (1 + floor)) if relative else (low - floor, high + floor)
@@ -145,8 +145,12 @@ def _change(row: Row, found: Measurement, relative: bool) -> Interval:
     if relative:
         # An interval that reaches zero bounds no ratio.
         high = after[2] / before[1] if before[1] > 0 else math.inf
-        return Interval(after[0] / before[0], max(after[1], 1e-12) / before[2], high)
+        return Interval(after[0] / before[0], max(after[1], 0) / before[2], high)
     return Interval(after[0] - before[0], after[1] - before[2], after[2] - before[1])
+
+
+def _inverse(ratio: float) -> float:
+    return 1 / ratio if ratio else math.inf
 
 
 def _bounds(value: float, low: float | None, high: float | None) -> tuple[float, float]:

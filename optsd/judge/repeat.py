@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optsd.errors import BadInput
-from optsd.judge.expectations import GUIDE_TOLERANCES, Tolerance
-from optsd.judge.recording import NEAR_ZERO
+from optsd.judge.expectations import GUIDE_TOLERANCES, Tolerance, tolerance_for
 from optsd.judge.regressions import RECORDED, is_noise_floor
-from optsd.metrics import metric
 from optsd.records import Results, Verdict
 
 
@@ -34,7 +32,7 @@ def judge_repeats(runs: Sequence[Results], folders: Sequence[Path]) -> tuple[Ver
 def _figure(variant: str, name: str, runs: Sequence[Results]) -> Verdict:
     found = [run.get(variant, name) for run in runs]
     values = [measurement.value for measurement in found if measurement and measurement.value is not None]
-    tolerance = NEAR_ZERO.get(name) or GUIDE_TOLERANCES[metric(name).kind]
+    tolerance = tolerance_for(name, GUIDE_TOLERANCES)
     if len(values) < len(runs):
         note = f"measured in {len(values)} of {len(runs)} runs"
         return _verdict(variant, name, "not measured", values, str(tolerance), runs, note)

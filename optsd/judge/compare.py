@@ -1,0 +1,102 @@
+"""`optsd compare A.json B.json`: judges two finished runs by the rules of the gate. Imports no torch."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from optsd.errors import BadInput
+from optsd.judge.benchmark_json import read_run
+from optsd.judge.expectations import GUIDE_TOLERANCES, Tolerance
+from optsd.judge.recording import as_baselines
+from optsd.judge.regressions import judge_regressions
+from optsd.judge.verdicts import failing, nothing_was_judged
+from optsd.metrics import METRICS
+from optsd.records import Verdict, dumps
+
+EXAMPLES = """examples:
+  optsd compare main.json branch.json           has the branch become slower, larger or worse?
+  optsd compare --gate main.json branch.json    fail as well where one of them lacks a figure
+  optsd compare --tolerance latency_s=20% --tolerance clip=0.01 a.json b.json
+  optsd compare --json a.json b.json            the verdicts as JSON
+
+A and B are results.json files of `pytest bench`, or files of `pytest --benchmark-json=FILE`.
+
+exit status: 0 nothing regressed; 1 something did, or nothing could be compared, or (with --gate) a figure is
+missing in one of the runs; 2 wrong usage or a file that is no run."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a verdict for every figure; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="optsd compare",
+        description="Judge run B against run A.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("before", metavar="A.json", type=Path)
+    parser.add_argument("after", metavar="B.json", type=Path)
+    parser.add_argument("--gate", action="store_true", help="a figure that one of the runs lacks fails too")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    parser.add_argument(
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="of a metric, or of all of performance or quality: 20%% (relative) or 0.02 (in its unit)",
+    )
+    chosen = parser.parse_args(arguments)
+    tolerances = {**GUIDE_TOLERANCES, **dict(_parse_tolerance(text) for text in chosen.tolerance)}
+    before, after = read_run(chosen.before), read_run(chosen.after)
+    verdicts = judge_regressions(as_baselines(before, str(chosen.before), tolerances), after)
+    failed = failing(verdicts, gate=chosen.gate)
+    nothing = nothing_was_judged(verdicts)
+    if chosen.json:
+        print(dumps([asdict(verdict) for verdict in verdicts]), end="")
+    else:
+        print(_table(verdicts))
+        print(_conclusion(verdicts, failed, nothing))
+    return 1 if failed or nothing else 0
+
+
+def _parse_tolerance(text: str) -> tuple[str, Tolerance]:
+    name, equals, number = text.partition("=")
+    try:
+        value = float(number.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not equals or not 0 <= value < float("inf"):
+        raise BadInput(f"--tolerance {text} is no tolerance", "write latency_s=20% or clip=0.01")
+    if name not in (*METRICS, *GUIDE_TOLERANCES):
+        raise BadInput(f"--tolerance {text}: unknown metric {name!r}", "name a metric, performance or quality")
+    if not number.endswith("%"):
+        return name, Tolerance(absolute=value)
+    if value >= 100:
+        raise BadInput(f"--tolerance {text} would let everything pass", "give less than 100%")
+    return name, Tolerance(relative=value / 100)
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    heads = ("status", "variant", "metric", "A", "B", "tolerance", "note")
+    rows = [
+        (row.status, row.variant, row.metric, _number(row.expected), _number(row.measured), row.tolerance, row.note)
+        for row in verdicts
+    ]
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _conclusion(verdicts: Sequence[Verdict], failed: Sequence[Verdict], nothing: bool) -> str:
+    if nothing:
+        return "nothing could be compared: the runs are of another workload or machine, or have no figure in common"
+    counts: dict[str, int] = {}
+    for verdict in verdicts:
+        counts[verdict.status] = counts.get(verdict.status, 0) + 1
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{'failed' if failed else 'passed'}: {said}"
