@@ -275,7 +275,7 @@ def _tokenize(tokens, captions: list[str]) -> Tensor:
 
 
 def _attributes(scene: scenes.Scene) -> list[int]:
-    """The size, colour and shape at each of `PLACES` (the last index: nothing there), and the background, as indices."""
+    """The size, colour and shape at each of `PLACES` (the last index: nothing), and the background, as indices."""
     places = {
         None: ("middle",),
         "to the left of": ("left", "right"),
