@@ -8,7 +8,7 @@ from optsd.errors import BadInput, Unsupported
 from optsd.patching import Patch, Pipeline, Stage
 from optsd.quantization import kernels
 from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
-from optsd.quantization.modules import QLinear
+from optsd.quantization.layers import QLinear
 
 COMPONENTS = ("unet", "text_encoder", "vae")
 WHY_LOSSY = "the original weights were released, that is where the memory is saved"

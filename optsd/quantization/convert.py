@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from optsd.errors import BadInput, NothingMatched, Unsupported
-from optsd.quantization.modules import QuantizedLayer, quantize_layer
+from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
 KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_embedding*")
 """Layers that stay in high precision unless a filter says otherwise: see docs/quantization.md for what each costs."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from optsd import records
 from optsd.errors import BadInput, NotFound
 from optsd.patching import Pipeline
-from optsd.quantization.modules import QConv2d, QLinear, QuantizedLayer
+from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
 SCHEMA = 1
@@ -36,7 +36,7 @@ def save(pipe: Pipeline, folder: Path | str) -> None:
     dtypes = {}
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
-            dtypes[name] = _name(component.dtype)
+            dtypes[name] = _name(next(component.parameters()).dtype)
         if isinstance(component, nn.Module) and _layers(component):
             quantized[name] = _save_component(component, folder / name)
         elif component is not None:
@@ -46,7 +46,7 @@ def save(pipe: Pipeline, folder: Path | str) -> None:
 
 
 def load(folder: Path | str, device: str = "cpu") -> Pipeline:
-    """The pipeline that `save` wrote, on the device. Raises NotFound or BadInput for missing, damaged, foreign files."""
+    """The pipeline that `save` wrote, on the device. Raises NotFound or BadInput for missing or damaged files."""
     import diffusers
 
     folder = Path(folder)
@@ -57,7 +57,7 @@ def load(folder: Path | str, device: str = "cpu") -> Pipeline:
     components: dict[str, Any] = {name: _load_component(folder / name, row) for name, row in _rows(index, folder)}
     dtypes = {name: _dtype(dtype) for name, dtype in index["dtypes"].items()}
     try:
-        pipe = kind.from_pretrained(  # type: ignore[attr-defined]
+        pipe = kind.from_pretrained(
             folder,
             **components,
             torch_dtype=dtypes,
@@ -95,15 +95,14 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     component = _empty(folder, row)
     for name, fields in row["layers"].items():
         _set_layer(component, name, fields, tensors, file)
-    missing, unexpected = component.load_state_dict(tensors, strict=False, assign=True)
-    missing = [
-        name for name in missing if not isinstance(component.get_submodule(name.rpartition(".")[0]), QuantizedLayer)
-    ]
-    if missing or unexpected:
-        name = [*missing, *unexpected][0]
-        raise BadInput(
-            f"{file} does not fit its configuration: {name} is {'missing' if missing else 'unknown'}", REMEDY
-        )
+    wanted = {name: tensor for name, tensor in component.state_dict().items() if not _is_quantized(component, name)}
+    for name in (*wanted, *tensors):
+        problem = "missing" if name not in tensors else "unknown" if name not in wanted else ""
+        if not problem and tensors[name].shape != wanted[name].shape:
+            problem = f"of shape {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+        if problem:
+            raise BadInput(f"{file} does not fit its configuration: {name} is {problem}", REMEDY)
+    component.load_state_dict(tensors, strict=False, assign=True)
     return component.eval()
 
 
@@ -172,6 +171,10 @@ def _fits(empty: nn.Module, weight: Int8Weight | Int4Weight, bias: Tensor | None
         and groups > 0
         and 2 * half % groups == 0
     )
+
+
+def _is_quantized(component: nn.Module, tensor: str) -> bool:
+    return isinstance(component.get_submodule(tensor.rpartition(".")[0]), QuantizedLayer)
 
 
 def _layers(component: nn.Module) -> dict[str, QuantizedLayer]:

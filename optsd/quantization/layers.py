@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.utils import _pair as pair
 
 from optsd.quantization import kernels, schemes
 from optsd.quantization.schemes import Activation, Int4Weight, Int8Weight
@@ -40,9 +41,8 @@ class QuantizedLayer(nn.Module):
 
     def integers(self) -> Tensor:
         """The weights as int8, inputs × outputs; INT4 is unpacked anew at each call and kept nowhere."""
-        if self.values is not None:
+        if self.bits == 8:
             return self.values.t()
-        assert self.packed is not None and self.multipliers is not None
         return schemes.unpack_int4(self.packed, self.multipliers)[: self.inputs]
 
     def dequantized(self) -> Tensor:
@@ -129,7 +129,7 @@ class QConv2d(QuantizedLayer):
         parts = []
         for group in range(self.groups):
             part = image if self.groups == 1 else image[..., group * share : (group + 1) * share]
-            rows, size = kernels.windows(part, self.kernel_size, self.stride, self.dilation)
+            rows, size = kernels.windows(part, pair(self.kernel_size), pair(self.stride), pair(self.dilation))
             outputs = slice(group * width, (group + 1) * width)
             parts.append(self.multiply(rows, activation, integers[:, outputs], outputs, x.dtype))
         out = parts[0] if self.groups == 1 else torch.cat(parts, 1)

@@ -1,0 +1,177 @@
+"""Int8 and Int4 on UNets of every family: what is converted, what is left, what is refused."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+import optsd
+from optsd.errors import BadInput, NothingMatched, OptsdError, Unsupported
+from optsd.optimizations.quantize import Int4, Int8
+from optsd.quantization.convert import KEPT
+from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
+from optsd.variants import parse
+
+both = pytest.mark.parametrize("technique", [Int8(), Int4()], ids=["int8", "int4"])
+
+
+def counts(unet: torch.nn.Module) -> tuple[int, int]:
+    layers = list(unet.modules())
+    return tuple(sum(isinstance(layer, kind) for layer in layers) for kind in (torch.nn.Linear, torch.nn.Conv2d))
+
+
+@both
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "no-mid"])
+def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> None:
+    unet = small_unet(family)
+    wanted = denoise(unet, steps=1)
+    linear, conv2d = counts(unet)
+    pipe = bare(unet)
+    technique.check(pipe)
+    patch = technique.apply(pipe)
+    proof = patch.proof
+    left_linear, left_conv2d = counts(unet)
+    assert proof[f"{technique.name}_linear"] == linear - left_linear > 0
+    assert proof[f"{technique.name}_conv2d"] == conv2d - left_conv2d > 0
+    assert left_conv2d == 2  # the first and the last
+    assert len(proof["left_in_high_precision"]) == left_linear + left_conv2d
+    assert set(proof["left_in_high_precision"].values()) <= {f"kept by {pattern!r}" for pattern in KEPT}
+    assert len(patch.touched) == linear + conv2d - left_linear - left_conv2d
+    assert proof["integer_kernel_calls"] == 0
+
+    images = denoise(unet, steps=1)
+    assert images.dtype == wanted.dtype
+    calls = patch.proof["integer_kernel_calls"]
+    assert calls >= len(patch.touched)
+    error = (images - wanted).square().mean().sqrt() / wanted.std()
+    assert 0 < error < (0.03 if technique.name == "int8" else 0.2)
+
+
+@both
+def test_the_original_weights_are_released(technique, small_unet, bare) -> None:
+    unet = small_unet()
+    weight = weakref.ref(unet.mid_block.resnets[0].conv1.weight)
+    technique.apply(bare(unet))
+    gc.collect()
+    assert weight() is None
+
+
+@both
+def test_undo_is_refused_with_the_reason(technique, small_unet, bare) -> None:
+    patch = technique.apply(bare(small_unet()))
+    with pytest.raises(OptsdError, match="cannot be undone: the original weights were released.*; load the pipeline"):
+        patch.undo()
+
+
+@both
+@pytest.mark.parametrize("second", [Int8(), Int4()], ids=["int8", "int4"])
+def test_quantizing_twice_is_refused(technique, second, small_unet, bare) -> None:
+    pipe = bare(small_unet())
+    technique.apply(pipe)
+    for attempt in (second.check, second.apply):
+        with pytest.raises(Unsupported, match="unet is quantized already .*; load the pipeline again"):
+            attempt(pipe)
+
+
+def test_both_at_once_are_refused() -> None:
+    with pytest.raises(Unsupported, match="int8 and int4 cannot be combined: both decide the weights"):
+        parse("int8+int4")
+
+
+@both
+def test_a_model_of_another_library_is_refused(technique, small_unet, bare) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    unet = small_unet()
+    unet.mid_block.resnets[0].time_emb_proj = bitsandbytes.nn.Linear4bit(128, 64)
+    with pytest.raises(Unsupported, match=r"time_emb_proj has been quantized by bitsandbytes; load the model in float"):
+        technique.check(bare(unet))
+
+
+@both
+def test_integer_weights_of_nobody_knows_whom_are_refused(technique, small_unet, bare) -> None:
+    unet = small_unet()
+    layer = unet.mid_block.resnets[0].conv1
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(Unsupported, match="conv1 has been quantized by another library; load the model in float"):
+        technique.check(bare(unet))
+
+
+@both
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_broken_weights_name_their_layer_and_change_nothing(technique, broken, small_unet, bare) -> None:
+    unet = small_unet()
+    with torch.no_grad():
+        unet.up_blocks[0].resnets[0].conv1.weight[0, 0, 0, 0] = broken
+    with pytest.raises(BadInput, match=r"unet.up_blocks.0.resnets.0.conv1: a weight is NaN or infinite; repair"):
+        technique.apply(bare(unet))
+    assert not any(isinstance(module, QuantizedLayer) for module in unet.modules())
+
+
+def test_a_filter_decides_what_is_kept(small_unet, bare) -> None:
+    unet = small_unet()
+    Int8(keep=("*attn*",)).apply(bare(unet))
+    assert isinstance(unet.conv_in, QConv2d)
+    assert not any(
+        isinstance(module, QuantizedLayer)
+        for module in unet.mid_block.attentions[0].transformer_blocks[0].attn1.modules()
+    )
+    assert isinstance(unet.mid_block.attentions[0].transformer_blocks[0].ff.net[2], QLinear)
+
+
+def test_a_filter_that_keeps_everything(small_unet, bare) -> None:
+    with pytest.raises(NothingMatched, match="unet has no Linear or Conv2d layer to quantize; keep fewer layers"):
+        Int8(keep=("*",)).apply(bare(small_unet()))
+
+
+def test_layers_that_compute_something_else_are_left(small_unet, bare) -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    unet = small_unet()
+    unet.mid_block.resnets[0].time_emb_proj = Doubled(128, 64)
+    patch = Int8().apply(bare(unet))
+    assert patch.proof["left_in_high_precision"]["unet.mid_block.resnets.0.time_emb_proj"].startswith("a Doubled may")
+
+
+def test_a_layer_under_two_names_is_replaced_under_both(small_unet, bare) -> None:
+    unet = small_unet()
+    block = unet.mid_block.resnets[0]
+    block.alias = block.conv1
+    Int8().apply(bare(unet))
+    assert block.alias is block.conv1
+    assert isinstance(block.alias, QConv2d)
+
+
+def test_components(untrained) -> None:
+    pipe = untrained()
+    patch = Int8(components=("unet", "text_encoder", "vae")).apply(pipe)
+    for component in ("unet", "text_encoder", "vae"):
+        assert any(name.startswith(f"{component}.") for name in patch.touched)
+    with pytest.raises(BadInput, match="int8 cannot quantize .*; choose from unet, text_encoder, vae"):
+        Int8(components=("tokenizer",)).check(pipe)
+
+
+def test_a_missing_component(small_unet, bare) -> None:
+    with pytest.raises(Unsupported, match="int8: SimpleNamespace has no text_encoder; leave it out"):
+        Int8(components=("unet", "text_encoder")).check(bare(small_unet()))
+
+
+@pytest.mark.parametrize("variant", ["int8", "int4", "int8+flash", "int8+flash+kvcache", "int4+flash"])
+def test_variants_paint_nearly_the_same_picture(variant, untrained, paint) -> None:
+    """The whole pipeline, with the techniques that are applied after quantization."""
+    wanted = paint(untrained())
+    pipe = untrained()
+    patch = optsd.apply(pipe, variant)
+    image = paint(pipe)
+    mean_square = (image - wanted).square().mean()
+    assert 0 < mean_square < (1e-3 if variant.startswith("int8") else 1e-2)
+    assert patch.proof["integer_kernel_calls"] > 0
+    assert patch.proof["integer_kernel"] == "int_mm"
+
+
+def test_same_seed_same_bits(untrained, paint) -> None:
+    pipe = untrained()
+    Int8().apply(pipe)
+    assert torch.equal(paint(pipe), paint(pipe))

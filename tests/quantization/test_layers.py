@@ -1,0 +1,171 @@
+"""QLinear and QConv2d against torch's own layers with the dequantized weights: quantization loss is not in question."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from optsd.errors import BadInput, Unsupported
+from optsd.quantization import kernels
+from optsd.quantization.layers import QConv2d, QLinear, quantize_layer
+from optsd.quantization.schemes import quantize_activation
+
+few = settings(max_examples=25, deadline=None)
+both = pytest.mark.parametrize("bits", [8, 4])
+
+
+def expected(layer: nn.Module, quantized: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the layer gives with the weights and activations that the integers stand for, in float64."""
+    exact = copy.deepcopy(layer).double()
+    exact.weight.data = quantized.weight.double()
+    mode = getattr(layer, "padding_mode", "zeros")
+    if mode != "zeros":
+        x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        exact.padding, exact.padding_mode = 0, "zeros"
+    return exact(quantize_activation(x).dequantize().double()).float()
+
+
+def agree(layer: nn.Module, bits: int, x: torch.Tensor, kernel: str = "auto", group_size: int = 32) -> None:
+    with torch.no_grad():
+        quantized = quantize_layer(layer, bits, group_size, kernel)
+        given_back, wanted = quantized(x), expected(layer, quantized, x)
+    assert given_back.shape == wanted.shape
+    assert given_back.dtype == x.dtype
+    tolerance = 1e-4 if x.dtype == torch.float32 else 0.02
+    assert (given_back.float() - wanted).abs().max() <= tolerance * (1 + wanted.abs().max())
+
+
+@few
+@given(
+    bits=st.sampled_from([8, 4]),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    groups=st.sampled_from([1, 2, 3]),
+    kernel_size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.one_of(st.just("valid"), st.tuples(st.integers(0, 3), st.integers(0, 3))),
+    padding_mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_conv2d_carries_every_field(
+    bits, channels, groups, kernel_size, stride, dilation, padding, padding_mode, bias, channels_last
+) -> None:
+    inputs, outputs = channels[0] * groups, channels[1] * groups
+    layer = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+    x = torch.randn(2, inputs, 9, 8)
+    agree(layer, bits, x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+
+
+@both
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, (2, 5)])
+def test_conv2d_same_padding(bits, kernel_size) -> None:
+    agree(nn.Conv2d(5, 7, kernel_size, padding="same", dilation=2), bits, torch.randn(1, 5, 11, 10))
+
+
+@few
+@given(st.sampled_from([8, 4]), st.integers(1, 70), st.integers(1, 20), st.lists(st.integers(1, 4), max_size=3))
+def test_linear_serves_every_shape(bits, inputs, outputs, before) -> None:
+    agree(nn.Linear(inputs, outputs), bits, torch.randn(*before, inputs))
+
+
+@both
+@pytest.mark.parametrize("kernel", list(kernels.KERNELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_kernel_and_type(bits, kernel, dtype) -> None:
+    if reason := kernels.KERNELS[kernel].refusal(torch.device("cpu")):
+        pytest.skip(reason)
+    agree(nn.Linear(64, 48), bits, torch.randn(3, 5, 64).to(dtype), kernel)
+    agree(nn.Conv2d(32, 24, 3, padding=1, stride=2), bits, torch.randn(2, 32, 8, 8).to(dtype), kernel)
+
+
+@both
+@pytest.mark.parametrize("layer", [nn.Linear(40, 24), nn.Conv2d(8, 24, 3)])
+def test_memory_shrinks_to_the_integers(bits, layer) -> None:
+    quantized = quantize_layer(layer, bits, 32)
+    stored = sum(buffer.nbytes for name, buffer in quantized.named_buffers() if name in ("values", "packed"))
+    assert stored <= layer.weight.numel() * bits / 8 * (1 if bits == 8 else 96 / 72)  # INT4 pads 72 inputs to 96
+    assert not list(quantized.parameters())
+
+
+@both
+def test_it_stands_in_for_the_layer_it_replaces(bits) -> None:
+    layer = quantize_layer(nn.Linear(40, 24).to(torch.bfloat16), bits, 32)
+    assert isinstance(layer, QLinear)
+    assert (layer.in_features, layer.out_features, layer.weight.shape) == (40, 24, (24, 40))
+    assert layer.weight.dtype == torch.bfloat16
+    conv = quantize_layer(nn.Conv2d(4, 6, 3), bits, 32)
+    assert isinstance(conv, QConv2d)
+    assert (conv.in_channels, conv.out_channels, conv.weight.shape) == (4, 6, (6, 4, 3, 3))
+
+
+@both
+def test_moving_to_another_type_keeps_the_scales(bits) -> None:
+    layer = quantize_layer(nn.Conv2d(4, 6, 3), bits, 32)
+    before = layer.scale.clone()
+    layer.to(torch.float16)
+    assert torch.equal(layer.scale, before)
+    assert layer.scale.dtype == layer.bias.dtype == torch.float32
+    assert layer.weight.dtype == torch.float16
+
+
+@both
+def test_a_deep_copy_is_independent(bits) -> None:
+    layer = quantize_layer(nn.Linear(40, 24), bits, 32)
+    x = torch.randn(2, 40)
+    clone = copy.deepcopy(layer)
+    wanted = layer(x)
+    layer.scale.zero_()
+    assert torch.equal(clone(x), wanted)
+
+
+def test_calls_are_counted() -> None:
+    layer = quantize_layer(nn.Linear(4, 4), 8, 32)
+    layer(torch.randn(2, 4))
+    layer(torch.randn(2, 4))
+    assert layer.kernel_calls == 2
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 80), st.integers(1, 40), st.integers(0, 99))
+def test_kernels_give_the_reference_integers(rows, inputs, outputs, seed) -> None:
+    source = torch.Generator().manual_seed(seed)
+    left = torch.randint(-128, 128, (rows, inputs), dtype=torch.int8, generator=source)
+    right = torch.randint(-128, 128, (inputs, outputs), dtype=torch.int8, generator=source)
+    wanted = (left.long() @ right.long()).int()
+    for kernel in kernels.KERNELS.values():
+        if not kernel.refusal(left.device):
+            assert torch.equal(kernel.matmul(left, right), wanted), kernel.name
+            assert torch.equal(kernel.matmul(left, right.t().contiguous().t()), wanted), kernel.name
+
+
+def test_the_largest_sums_do_not_overflow() -> None:
+    left = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
+    for kernel in kernels.KERNELS.values():
+        if not kernel.refusal(left.device):
+            assert (kernel.matmul(left, left.t()) == 128 * 128 * 23040).all(), kernel.name
+
+
+def test_a_window_larger_than_the_picture_is_refused() -> None:
+    with pytest.raises(BadInput, match="a picture of 2×5 is smaller than the convolution's window; use a larger one"):
+        quantize_layer(nn.Conv2d(3, 3, 3), 8, 32)(torch.randn(1, 3, 2, 5))
+
+
+def test_unknown_kernel() -> None:
+    with pytest.raises(BadInput, match="unknown kernel 'fast'; choose from auto, "):
+        kernels.choose(torch.device("cpu"), "fast")
+
+
+def test_a_kernel_that_cannot_run_there() -> None:
+    with pytest.raises(Unsupported, match="kernel int_mm cannot run on meta: torch._int_mm does not run on meta"):
+        kernels.choose(torch.device("meta"), "int_mm")
+
+
+def test_layers_can_be_sent_to_another_process() -> None:
+    layer = quantize_layer(nn.Linear(8, 8), 4, 4)
+    x = torch.randn(1, 8)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))  # noqa: S301 - our own bytes
