@@ -13,7 +13,7 @@ COMMANDS = {
     "report": ("optsd.report.command", "write the report of a results.json again"),
     "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),
     "estimate": ("optsd.estimate.command", "what a claim could be at best, without a GPU"),
-    "shapes": ("optsd.models.shapes.evaluate", "how good the shipped model and its judge are"),
+    "shapes": ("optsd.quality.shapes", "how good the shipped model and its judge are"),
     "doctor": ("optsd.doctor", "what this machine can run"),
 }
 

@@ -3,7 +3,8 @@
 scenes.py    draws scenes and writes their captions (the training data, and the reference images)
 networks.py  the architectures: SD v1.5's own classes at a small size, a classifier, a small CLIP
 train.py     the recipe that gives the committed weights
-evaluate.py  how good the model and its judge are
+
+How good the model and its judge are: `optsd shapes`.
 """
 
 from pathlib import Path
