@@ -10,7 +10,7 @@ import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -128,17 +128,31 @@ KNOWN_OPERATORS = (
 """Every operator that computes attention's softmax in a UNet, as a profile spells it."""
 
 
-def kernels_seen(
-    unet: torch.nn.Module, sample: Tensor, timestep: Tensor | int, text: Tensor, **inputs
-) -> dict[str, int]:
+def kernels_seen(unet: Any, latent_size: tuple[int, int] = (32, 32)) -> dict[str, int]:
     """Which attention operators one UNet call really runs, by torch's profiler: `{operator: calls}`.
 
-    `sample` is B×4×H×W, `text` B×tokens×width; `inputs` are further arguments of the UNet (SDXL's `added_cond_kwargs`).
+    The call has two latents of `latent_size` (rows, columns) and an empty text, as one guided step of one image.
     """
+    inputs = example_inputs(unet, 2, latent_size)
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        unet(sample, timestep, encoder_hidden_states=text, **inputs)
+        unet(**inputs)
     counts = Counter({event.key: event.count for event in profile.key_averages()})
     return {operator: counts[operator] for operator in KNOWN_OPERATORS if counts[operator]}
+
+
+def example_inputs(unet: Any, batch: int, latent_size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of a `UNet2DConditionModel` call, SDXL included: zeros of the shapes that its configuration says."""
+    config, place = unet.config, {"device": unet.device, "dtype": unet.dtype}
+    inputs: dict[str, Any] = {
+        "sample": torch.zeros(batch, config.in_channels, *latent_size, **place),
+        "timestep": 500,
+        "encoder_hidden_states": torch.zeros(batch, 77, config.cross_attention_dim, **place),
+    }
+    if config.addition_embed_type == "text_time":
+        text = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": torch.zeros(batch, text, **place), "time_ids": torch.zeros(batch, 6, **place)}
+        inputs["added_cond_kwargs"] = added
+    return inputs
 
 
 def _cuda_flash_refusal(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:

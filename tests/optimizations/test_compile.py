@@ -1,0 +1,49 @@
+import shutil
+
+import pytest
+import torch
+
+from optsd.errors import Unsupported
+from optsd.optimizations import compile as compiling
+from optsd.optimizations.compile import Compile
+
+
+def test_compiled_output_seconds_and_undo(small_unet, bare, denoise):
+    unet = small_unet(layers_per_block=1)
+    expected = denoise(unet)
+    patch = Compile(backend="eager").apply(bare(unet))
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(denoise(unet), expected, rtol=1e-4, atol=1e-5)
+    proof = patch.proof
+    assert proof["compilations"] >= 1
+    assert proof["compile_s"] > 0
+    denoise(unet)
+    assert patch.proof == proof, "the same shapes were compiled twice"
+    patch.undo()
+    assert unet.conv_in.weight.is_contiguous()
+    assert torch.equal(denoise(unet), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_inductor(small_unet, bare, denoise):
+    unet = small_unet(layers_per_block=1, mid_block_type=None)
+    expected = denoise(unet, steps=2)
+    patch = Compile().apply(bare(unet))
+    torch.testing.assert_close(denoise(unet, steps=2), expected, rtol=1e-4, atol=1e-5)
+    assert patch.proof["compile_s"] > 1
+
+
+def test_without_a_compiler(monkeypatch, small_unet, bare):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    with pytest.raises(Unsupported, match="needs a C\\+\\+ compiler.*install g\\+\\+"):
+        Compile().check(bare(small_unet()))
+
+
+def test_without_triton(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(compiling, "check_unet", lambda pipe, name: None)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match="needs triton"):
+        Compile().check(SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))))
