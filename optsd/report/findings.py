@@ -1,0 +1,159 @@
+"""What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from optsd.records import Measurement, Results
+from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
+
+KEPT = 0.95
+_KEPT = "95\N{NO-BREAK SPACE}%"
+"""The guide allows 5 % of quality: a variant that keeps less of any judged quality metric is not recommended."""
+
+JUDGED = ("fid", "is", "clip", "fid_shapes", "is_shapes", "clip_shapes", "objects_right")
+"""The metrics whose retention decides. KID is near zero, where a ratio means nothing; LPIPS of the baseline is zero."""
+
+STATUSES = {
+    # status -> (sign, tone); the sign says it without colour. Worst first: tables are sorted in this order.
+    "missed": ("✗", "bad"),
+    "regressed": ("✗", "bad"),
+    "unattainable": ("✗", "bad"),
+    "no baseline": ("?", "unknown"),
+    "insufficient data": ("?", "unknown"),
+    "reproduced": ("✓", "good"),
+    "exceeded": ("▲", "good"),
+    "ok": ("✓", "good"),
+    "improved": ("▲", "good"),
+    "not comparable": ("≠", "unknown"),
+    "not measured": ("?", "unknown"),
+}
+
+
+def sign_of(status: str) -> tuple[str, str]:
+    return STATUSES.get(status, ("?", "unknown"))
+
+
+def count_verdicts(results: Results) -> dict[str, int]:
+    """status -> how many, worst first."""
+    counts = Counter(verdict.status for verdict in results.verdicts)
+    return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of the headlines: `question`, the variant that answers it (or none), the figure, and what it rests on."""
+
+    question: str
+    variant: str
+    figure: str
+    reason: str
+
+
+def answers(results: Results) -> list[Answer]:
+    """The fastest, the smallest, and the fastest whose pictures stay as good."""
+    rows = index(results)
+    variants = all_variants(results)
+    fast = _best(rows, variants, "speedup")
+    small = _best(rows, variants, "peak_memory_bytes")
+    found = []
+    keeping = {variant: least for variant in variants if (least := _least_kept(rows, variant)) is not None}
+    good = tuple(variant for variant, (kept, _) in keeping.items() if kept >= KEPT)
+    use = _best(rows, good, "speedup")
+    if use:
+        kept, weakest = keeping[use.variant]
+        worst = f"least of {metric_of(weakest).label}: {figure(kept, 'fraction')}"
+        reason = f"it keeps at least {_KEPT} of every judged quality metric; {worst}"
+        found.append(Answer("Fastest with the quality kept", use.variant, _speed(use), reason))
+    elif fast:
+        reason = (
+            "quality was not measured"
+            if not keeping
+            else f"no variant that is faster than the baseline keeps {_KEPT} of every quality metric"
+        )
+        found.append(Answer("Fastest with the quality kept", "", "unknown" if not keeping else "none", reason))
+    if fast and (not use or fast.variant != use.variant):
+        found.append(Answer("Fastest", fast.variant, _speed(fast), _quality_in_words(keeping, fast.variant)))
+    if small and small.value is not None:
+        saved = rows.get((small.variant, "memory_reduction"))
+        share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
+        found.append(Answer("Least memory", small.variant, figure(small.value, "B"), share))
+    return found
+
+
+def _best(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], name: str) -> Measurement | None:
+    found = [row for variant in variants if (row := rows.get((variant, name))) is not None and row.value is not None]
+    # The baseline is no answer: a speedup counts when it is one.
+    found = [row for row in found if name != "speedup" or (row.variant != "baseline" and (row.value or 0) > 1)]
+    sign = 1 if metric_of(name).better == "higher" else -1
+    return max(found, key=lambda row: sign * (row.value or 0.0), default=None)
+
+
+def _least_kept(rows: dict[tuple[str, str], Measurement], variant: str) -> tuple[float, str] | None:
+    """The smallest retention of a variant among the judged metrics, and its metric."""
+    kept = [
+        (row.value, name) for name in JUDGED
+        if (row := rows.get((variant, f"{name}_retention"))) is not None and row.value is not None
+    ]  # fmt: skip
+    return min(kept, default=None)
+
+
+def _speed(row: Measurement) -> str:
+    bounds = interval(row)
+    return f"{figure(row.value or 0.0, '×')}{f' ({bounds})' if bounds else ''}"
+
+
+def _quality_in_words(keeping: dict[str, tuple[float, str]], variant: str) -> str:
+    if variant not in keeping:
+        return "quality was not measured"
+    kept, name = keeping[variant]
+    return f"keeps {figure(kept, 'fraction')} of {metric_of(name).label}, the quality metric that it hurts most"
+
+
+def missing(results: Results) -> list[str]:
+    """What a reader should not look for here, and why: one sentence each. Empty for a run that has everything."""
+    variants = all_variants(results)
+    said = []
+    if not results.complete:
+        said.append("The run was cut off before its end: figures, verdicts or pictures may be missing.")
+    said += [
+        f"{row.get('variant') or 'The run'} failed at {row.get('stage') or 'an unknown stage'}: {row.get('reason', '')}"
+        for row in results.failures
+    ]
+    by_reason: dict[str, dict[str, list[str]]] = {}
+    for row in results.measurements:
+        if row.value is None:
+            by_reason.setdefault(row.note, {}).setdefault(row.metric, []).append(row.variant)
+    for reason, names in by_reason.items():
+        listed = ", ".join(metric_of(name).label for name in names)
+        whose = list(dict.fromkeys(variant for found in names.values() for variant in found))
+        said.append(f"{listed}: not measured for {_name(whose, variants)} ({reason})")
+    said += _absent(results, variants)
+    if not results.verdicts:
+        said.append("No verdicts: nothing was compared with an expectation.")
+    if not results.images:
+        said.append("No pictures: none were recorded.")
+    return said
+
+
+def _absent(results: Results, variants: tuple[str, ...]) -> list[str]:
+    """Metrics that have no row at all for some variants, and not even a reason."""
+    rows = index(results)
+    known = dict.fromkeys([*MAIN, *(row.metric for row in results.measurements)])
+    by_variants: dict[tuple[str, ...], list[str]] = {}
+    for name in known:
+        without = tuple(variant for variant in variants if (variant, name) not in rows)
+        # The baseline has no retention and no distance to itself.
+        if without and without != ("baseline",):
+            by_variants.setdefault(without, []).append(metric_of(name).label)
+    return [
+        f"{', '.join(labels)}: no figure for {_name(list(whose), variants)} ({not_there(results)})"
+        for whose, labels in by_variants.items()
+    ]
+
+
+def _name(some: list[str], variants: tuple[str, ...]) -> str:
+    if len(some) == len(variants) > 1:
+        return f"all {len(some)} variants"
+    if len(some) > 6:
+        return f"{', '.join(some[:5])} and {len(some) - 5} more"
+    return ", ".join(some)

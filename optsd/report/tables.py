@@ -1,0 +1,157 @@
+"""Figures as text: one unit and one precision a column, the same in the terminal, in Markdown and on the page."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from optsd.metrics import METRICS, Metric, metric
+from optsd.records import Measurement, Results
+
+MAIN = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
+"""The columns that a table has even if nothing was measured: then it says why."""
+
+QUALITY = tuple(name for name, row in METRICS.items() if row.kind == "quality")
+
+_BYTE_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
+
+
+def metric_of(name: str, unit: str = "") -> Metric:
+    """The metric's row; for a name that the table of metrics lacks, one that is called by its name."""
+    try:
+        return metric(name)
+    except KeyError:
+        return Metric(unit, "higher", "performance", name.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the figures of one column are written: divided by `divisor`, with `decimals`, in `unit`."""
+
+    divisor: float = 1.0
+    decimals: int = 2
+    unit: str = ""
+
+    def write(self, value: float) -> str:
+        text = f"{value / self.divisor:,.{self.decimals}f}"
+        return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+    def with_unit(self, value: float) -> str:
+        gap = "" if self.unit in ("×", "") else "\N{NO-BREAK SPACE}"
+        return f"{self.write(value)}{gap}{self.unit}"
+
+
+def scale_for(unit: str, values: Iterable[float]) -> Scale:
+    """Three significant digits for the largest value of a column, at least two for the smallest."""
+    sizes = [abs(value) for value in values if value]
+    divisor, shown = 1.0, unit
+    if unit == "B":
+        smallest = min(sizes, default=0)
+        shown, divisor = next((pair for pair in _BYTE_UNITS if smallest >= pair[1]), _BYTE_UNITS[-1])
+    elif unit == "fraction":
+        shown, divisor = "%", 0.01
+    elif unit == "cosine":
+        shown = ""
+    if not sizes:
+        return Scale(divisor, 2, shown)
+    for_largest = 2 - math.floor(math.log10(max(sizes) / divisor))
+    for_smallest = 1 - math.floor(math.log10(min(sizes) / divisor))
+    most = 1 if unit == "fraction" else 6
+    return Scale(divisor, min(max(for_largest, min(for_smallest, for_largest + 2), 0), most), shown)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure. `text` is `-` where there is none, and `note` then says why."""
+
+    text: str
+    value: float | None = None
+    interval: str = ""
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    metric: str
+    label: str
+    unit: str
+    better: str
+    cells: tuple[Cell, ...]  # one a variant, in the order of the table
+
+    @property
+    def largest(self) -> float:
+        """What the bars under the figures are measured by; 0 for a column whose figures are no lengths."""
+        values = [cell.value for cell in self.cells if cell.value is not None]
+        return max(values, default=0.0) if self.metric in MAIN and min(values, default=0.0) >= 0 else 0.0
+
+    @property
+    def heading(self) -> str:
+        return f"{self.label}, {self.unit}" if self.unit and self.unit not in self.label.split() else self.label
+
+
+@dataclass(frozen=True)
+class Table:
+    variants: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+
+def all_variants(results: Results) -> tuple[str, ...]:
+    """Every variant that the run knows of: one that failed before its first figure stands in the tables too."""
+    proven = (row.variant for row in results.techniques)
+    judged = (row.variant for row in results.verdicts)
+    failed = (row["variant"] for row in results.failures if row.get("variant"))
+    return tuple(dict.fromkeys([*results.variants, *proven, *judged, *failed]))
+
+
+def index(results: Results) -> dict[tuple[str, str], Measurement]:
+    """(variant, metric) -> measurement; the first one where there are two, as in `Results.get`."""
+    return {(row.variant, row.metric): row for row in reversed(results.measurements)}
+
+
+def not_there(results: Results) -> str:
+    """Why a figure has no row at all."""
+    return "not part of this run" if results.complete else "the run did not get that far"
+
+
+def overview(results: Results) -> Table:
+    """The main table: speed, memory and size always, and each quality metric that any variant has."""
+    rows = index(results)
+    variants = all_variants(results)
+    measured = {name for (_, name), row in rows.items() if row.value is not None}
+    names = [*MAIN, *(name for name in QUALITY if name in measured)]
+    return Table(variants, tuple(_column(name, variants, rows, results) for name in names))
+
+
+def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Measurement], results: Results) -> Column:
+    found = [rows.get((variant, name)) for variant in variants]
+    values = [row.value for row in found if row is not None and row.value is not None]
+    about = metric_of(name)
+    scale = scale_for(about.unit, values)
+    best = (min if about.better == "lower" else max)(values, default=None)
+    failed = {row.get("variant"): row.get("reason", "") for row in results.failures}
+    cells = []
+    for variant, row in zip(variants, found, strict=True):
+        if row is None or row.value is None:
+            reason = row.note if row is not None else failed.get(variant) or not_there(results)
+            cells.append(Cell("-", note=reason))
+            continue
+        interval = ""
+        if row.low is not None and row.high is not None:
+            interval = f"[{scale.write(row.low)}, {scale.write(row.high)}]"
+        # A best that half of the variants share says nothing.
+        marked = row.value == best and values.count(best) * 2 < len(values)
+        cells.append(Cell(scale.write(row.value), row.value, interval, row.note, marked))
+    return Column(name, about.label, scale.unit, about.better, tuple(cells))
+
+
+def figure(value: float, unit: str) -> str:
+    """One figure by itself, with its unit: `5.82 GiB`, `1.39×`, `34.0 %`."""
+    return scale_for(unit, [value]).with_unit(value)
+
+
+def interval(row: Measurement) -> str:
+    """The 95 % interval of a measurement in the precision of its value: `2.41× to 2.52×`. Empty where it has none."""
+    if row.value is None or row.low is None or row.high is None:
+        return ""
+    scale = scale_for(metric_of(row.metric, row.unit).unit, [row.value])
+    return f"{scale.with_unit(row.low)} to {scale.with_unit(row.high)}"

@@ -1,0 +1,124 @@
+"""The report as text: table.md for people, table.csv for spreadsheets, summary.md for the page of a CI job."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from optsd.records import Results, Verdict, Workload, write_atomically
+from optsd.report.findings import answers, count_verdicts, missing, sign_of
+from optsd.report.tables import Cell, Column, figure, metric_of, overview
+
+_FAILING = ("missed", "regressed", "unattainable")
+
+
+def write(results: Results, folder: Path) -> None:
+    write_atomically(folder / "table.md", table_md(results))
+    write_atomically(folder / "table.csv", table_csv(results))
+    write_atomically(folder / "summary.md", summary_md(results))
+
+
+def describe(workload: Workload) -> str:
+    """`shapes, cpu float32, 20 steps, guidance 7.5, 64×64, batch 4, seed 42`."""
+    return (
+        f"{workload.model}, {workload.device} {workload.dtype}, {workload.steps} steps, "
+        f"guidance {workload.guidance:g}, {workload.width}×{workload.height}, batch {workload.batch_size}, "
+        f"seed {workload.seed}"
+    )
+
+
+def table_md(results: Results) -> str:
+    """The main table with every quality column, the reasons for each `-`, and every verdict."""
+    parts = [f"Workload: {escape(describe(results.workload))}", _figures(results)]
+    if results.verdicts:
+        rows = [
+            [
+                f"{sign_of(row.status)[0]} {row.status}", row.variant, metric_of(row.metric).label,
+                _value(row.measured, row.metric), _value(row.expected, row.metric), row.tolerance, row.source, row.note,
+            ]
+            for row in results.verdicts
+        ]  # fmt: skip
+        heads = ["status", "variant", "metric", "measured", "expected", "tolerance", "source", "note"]
+        parts.append(_table(heads, rows, "lllrrlll"))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary_md(results: Results) -> str:
+    """What a CI job page shows: the answers, the table, what failed, what is missing."""
+    parts = ["## OptSD" if results.complete else "## OptSD (the run was cut off)"]
+    parts.append(escape(describe(results.workload)))
+    said = [(row.question, " ".join(filter(None, (row.variant, row.figure))), row.reason) for row in answers(results)]
+    parts.append("\n".join(f"- **{escape(name)}:** {escape(text)} ({escape(why)})" for name, text, why in said))
+    counts = count_verdicts(results)
+    if counts:
+        listed = ", ".join(f"{sign_of(status)[0]} {count} {escape(status)}" for status, count in counts.items())
+        parts.append(f"Claims and baselines: {listed}")
+    parts.append("\n".join(_failed(row) for row in results.verdicts if row.status in _FAILING))
+    parts.append(_figures(results))
+    gaps = missing(results)
+    if gaps:
+        listed = "\n".join(f"- {escape(gap)}" for gap in gaps)
+        parts.append(f"<details><summary>What is missing, and why ({len(gaps)})</summary>\n\n{listed}\n\n</details>")
+    if results.command:
+        parts.append(f"Made by {_code(results.command)}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table_csv(results: Results) -> str:
+    """One row a figure, values unrounded and in the unit of results.json."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["variant", "metric", "unit", "value", "low", "high", "samples", "note"])
+    for row in results.measurements:
+        writer.writerow([
+            row.variant, row.metric, row.unit, row.value, row.low, row.high, len(row.samples), row.note,
+        ])  # fmt: skip
+    return stream.getvalue()
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and its HTML show as it is, on one line."""
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(text: str) -> str:
+    """A code span: its fence is longer than any run of backticks inside."""
+    text = re.sub(r"\s+", " ", text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def _figures(results: Results) -> str:
+    table = overview(results)
+    notes: dict[str, int] = {}
+    rows = [
+        [variant, *(_cell(column, column.cells[place], notes) for column in table.columns)]
+        for place, variant in enumerate(table.variants)
+    ]
+    shown = _table(["variant", *(column.heading for column in table.columns)], rows, "l" + "r" * len(table.columns))
+    reasons = [f"({number}) {escape(reason)}" for reason, number in notes.items()]
+    return "\n\n".join([shown, *(["  \n".join(reasons)] if reasons else [])])
+
+
+def _cell(column: Column, cell: Cell, notes: dict[str, int]) -> str:
+    if cell.value is None:
+        return f"- ({notes.setdefault(cell.note, len(notes) + 1)})"
+    return f"{cell.text} {cell.interval}".rstrip() if column.metric == "speedup" else cell.text
+
+
+def _table(heads: list[str], rows: list[list[str]], sides: str) -> str:
+    ruler = ["---:" if side == "r" else "---" for side in sides]
+    lines = [[escape(head) for head in heads], ruler, *([escape(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _failed(row: Verdict) -> str:
+    measured, expected = _value(row.measured, row.metric), _value(row.expected, row.metric)
+    text = f"{row.variant}, {metric_of(row.metric).label}: {row.status}, {measured} measured, {expected} expected"
+    return f"- {sign_of(row.status)[0]} {escape(text)}"
+
+
+def _value(value: float | None, name: str) -> str:
+    return "-" if value is None else figure(value, metric_of(name).unit)

@@ -1,0 +1,70 @@
+import dataclasses
+
+from optsd.records import Measurement, Verdict
+from optsd.report.findings import answers, count_verdicts, missing, sign_of
+
+
+def with_retention(results, kept: dict[str, float]):
+    rows = [row for row in results.measurements if not row.metric.endswith("_retention")]
+    rows += [Measurement(variant, "fid_shapes_retention", "fraction", value) for variant, value in kept.items()]
+    return dataclasses.replace(results, measurements=tuple(rows))
+
+
+def test_a_fast_variant_that_loses_quality_is_not_the_first_answer(results):
+    kept = {variant: 0.94 if "int" in variant else 0.99 for variant in results.variants}
+    first, second, *_ = answers(with_retention(results, kept))
+    assert (first.question, first.variant) == ("Fastest with the quality kept", "flash+kvcache")
+    assert second.variant == "int8+flash+kvcache"
+    assert "94.0" in second.reason
+
+
+def test_the_least_of_several_retentions_decides(results):
+    rows = with_retention(results, dict.fromkeys(results.variants, 0.99))
+    worse = Measurement("int8+flash+kvcache", "objects_right_retention", "fraction", 0.5)
+    assert answers(dataclasses.replace(rows, measurements=(*rows.measurements, worse)))[0].variant == "int8+flash"
+
+
+def test_nothing_is_recommended_without_quality(make_results):
+    first = answers(make_results(with_quality=False))[0]
+    assert (first.variant, first.figure, first.reason) == ("", "unknown", "quality was not measured")
+
+
+def test_nothing_is_recommended_when_every_fast_variant_loses_too_much(results):
+    first = answers(with_retention(results, dict.fromkeys(results.variants, 0.5)))[0]
+    assert (first.variant, first.figure) == ("", "none")
+
+
+def test_the_baseline_and_slower_variants_are_no_answer(make_results):
+    slow = make_results(variants=("baseline", "int8"))
+    rows = [dataclasses.replace(row, value=0.9) if row.metric == "speedup" else row for row in slow.measurements]
+    assert [answer.question for answer in answers(dataclasses.replace(slow, measurements=tuple(rows)))] == [
+        "Least memory"
+    ]
+
+
+def test_a_run_without_figures_has_no_answers(results):
+    assert answers(dataclasses.replace(results, measurements=())) == []
+
+
+def test_what_is_missing_is_said_once_with_its_reason(results):
+    said = missing(results)
+    assert any(line.startswith("FID, KID, IS, CLIP, LPIPS: not measured for all 11 variants (Inception") for line in said)
+    assert not any("retention" in line or "kept" in line for line in said)  # the baseline has none, by definition
+
+
+def test_a_run_that_was_cut_off_says_everything_that_it_lacks(cut_off):
+    said = "\n".join(missing(cut_off))
+    assert "The run was cut off before its end" in said
+    assert "int4 failed at build: int4 cannot run here; choose int8" in said
+    assert "speedup: no figure for int8, int4 (the run did not get that far)" in said
+    assert "No verdicts" in said
+    assert "No pictures" in said
+
+
+def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
+    odd = Verdict("int8", "speedup", "puzzling", 1.0, 1.0, "", "somewhere")
+    counts = count_verdicts(dataclasses.replace(results, verdicts=(odd, *results.verdicts)))
+    assert list(counts)[0] == "missed"
+    assert counts["puzzling"] == 1
+    assert sum(counts.values()) == len(results.verdicts) + 1
+    assert sign_of("puzzling") == ("?", "unknown")

@@ -1,0 +1,74 @@
+import dataclasses
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optsd.records import Measurement
+from optsd.report.tables import all_variants, figure, interval, metric_of, overview, scale_for
+
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def test_one_figure_is_written_with_its_unit():
+    assert figure(6.25e9, "B") == f"5.82{NBSP}GiB"
+    assert figure(1.39, "×") == "1.39×"
+    assert figure(0.34, "fraction") == f"34.0{NBSP}%"
+    assert figure(0.0042, "s") == f"0.00420{NBSP}s"
+    assert figure(0.32, "cosine") == "0.320"
+    assert figure(0, "fraction") == f"0.00{NBSP}%"
+    assert figure(-0.00001, "fraction") == f"0.0{NBSP}%"
+
+
+def test_a_column_has_one_unit_and_one_precision():
+    scale = scale_for("B", [26e6, 310e6])
+    assert (scale.unit, scale.write(26e6), scale.write(310e6)) == ("MiB", "25", "296")
+    assert scale_for("", [300.0, 3.1]).write(3.1) == "3.1"
+    assert scale_for("", [0.9996, 0.999]).decimals == 3
+
+
+@given(st.lists(st.floats(1e-9, 1e12), min_size=1), st.sampled_from(["", "s", "B", "fraction", "×", "cosine", "dB"]))
+def test_every_figure_reads_back_to_within_its_precision(values, unit):
+    scale = scale_for(unit, values)
+    largest = max(values)
+    read = float(scale.write(largest).replace(",", "")) * scale.divisor
+    assert math.isclose(read, largest, rel_tol=0.01) or (scale.decimals == (1 if unit == "fraction" else 6))
+
+
+def test_the_interval_has_the_precision_of_its_value():
+    row = Measurement("int8", "speedup", "×", 2.1, 1.9996, 2.2)
+    assert interval(row) == "2.00× to 2.20×"
+    assert interval(dataclasses.replace(row, low=None)) == ""
+
+
+def test_the_overview_says_why_a_figure_is_missing(results):
+    table = overview(results)
+    lpips = next(column for column in table.columns if column.metric == "lpips_shapes")
+    assert lpips.cells[0].text == "-"
+    assert lpips.cells[0].note == "it is compared with itself"
+    assert "fid" not in [column.metric for column in table.columns]  # nobody has it: no column of dashes
+
+
+def test_the_main_columns_are_there_even_if_nothing_was_measured(results):
+    table = overview(dataclasses.replace(results, measurements=(), images=(), complete=False))
+    assert [column.metric for column in table.columns][:2] == ["latency_s", "speedup"]
+    assert table.columns[0].cells[0].note == "the run did not get that far"
+    assert "not part of this run" in overview(dataclasses.replace(results, measurements=())).columns[0].cells[0].note
+
+
+def test_a_variant_that_failed_before_its_first_figure_stands_in_the_table_with_its_reason(cut_off):
+    table = overview(cut_off)
+    assert table.variants == all_variants(cut_off)
+    assert table.columns[0].cells[table.variants.index("int4")].note == "int4 cannot run here; choose int8"
+
+
+def test_only_a_best_figure_that_stands_out_is_marked(results):
+    columns = {column.metric: column for column in overview(results).columns}
+    best = [variant for variant, cell in zip(results.variants, columns["speedup"].cells, strict=True) if cell.best]
+    assert best == ["int8+flash+kvcache"]
+    assert not any(cell.best for cell in columns["objects_right"].cells)  # all exact variants share the best
+
+
+def test_a_metric_that_the_table_of_metrics_lacks_is_called_by_its_name():
+    assert metric_of("new_thing", "s").label == "new thing"
+    assert metric_of("fid_retention").label == "FID kept"
