@@ -19,7 +19,8 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Download:
-    """A file with a fixed content. `caches` are other programs' caches where it may lie already."""
+    """A file with a fixed content. `caches` are other programs' caches where it may lie already; `instead` is a file
+    that serves as well, with its hash."""
 
     name: str
     file: str
@@ -29,6 +30,7 @@ class Download:
     purpose: str
     licence: str
     caches: tuple[str, ...] = ()
+    instead: tuple[str, str] | None = None
 
 
 _TORCH_CACHE = "{torch}/hub/checkpoints"
@@ -74,6 +76,8 @@ DOWNLOADS = {
             "lpips",
             "BSD-3-Clause",
             (_TORCH_CACHE,),
+            # Its convolutions alone, all that LPIPS uses, under the same names.
+            ("alexnet_features.safetensors", "9f97fd313f4da83dbe6bbfbe6effca1241de9edfcd7c53386261ed9697286dd9"),
         ),
         Download(
             "clip",
@@ -126,14 +130,16 @@ def find_weights(name: str, configured: Path | None = None) -> Path:
     download = DOWNLOADS[name]
     folders = [configured] if configured else []
     folders += [weights_folder(), *(Path(_expand(cache)) for cache in download.caches)]
-    file = next((folder / download.file for folder in folders if (folder / download.file).is_file()), None)
+    accepted = dict([(download.file, download.sha256), *([download.instead] if download.instead else [])])
+    candidates = (folder / name for folder in folders for name in accepted)
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise NotFound(
             f"{download.purpose} needs {download.file}, which is not in {folders[0]}",
             f"run `optsd coco fetch {name}`, or put the file there ({download.url})",
         )
-    if sha256_of(file) != download.sha256:
-        raise BadInput(f"{file} is not the published {download.file}: its SHA-256 differs", "delete and fetch it again")
+    if sha256_of(file) != accepted[file.name]:
+        raise BadInput(f"{file} is not the published {file.name}: its SHA-256 differs", "delete and fetch it again")
     return file
 
 

@@ -4,6 +4,7 @@ Images are N×H×W×3, uint8, everywhere here. A network whose weights are missi
 """
 
 import io
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
@@ -290,4 +291,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise BadInput(f"{file} holds more than tensors, or less", "delete it and fetch it again") from error

@@ -93,7 +93,7 @@ def kid(features: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> Figure
 
     Unbiased, so that it may be a little below zero.
     """
-    size = max(2, min(1000, len(features) // 2, len(reference)))
+    size = _subset_size(len(features), len(reference))
     value = kid_features_to_metric(
         torch.from_numpy(features.astype(np.float64)),
         torch.from_numpy(reference.astype(np.float64)),
@@ -168,6 +168,10 @@ def paired_p_value(samples: np.ndarray, baseline: np.ndarray, seeds: int) -> flo
     if not differences.any():
         return 1.0
     return float(stats.wilcoxon(differences).pvalue)
+
+
+def _subset_size(count: int, others: int) -> int:
+    return max(2, min(1000, count // 2, others))
 
 
 def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""`optsd coco`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optsd.data.coco import main
+from optsd.errors import BadInput, NotFound
+
+
+@pytest.fixture(autouse=True)
+def _empty_home(tmp_path: Path, monkeypatch) -> None:
+    for name in ("OPTSD_HOME", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+
+
+def test_prompts_of_the_shipped_model(capsys) -> None:
+    assert main(["prompts", "--model", "shapes", "--count", "2"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "a large purple triangle to the right of a large blue triangle on a black background"
+    assert second.endswith("on a black background")
+
+
+def test_no_prompt_is_an_error() -> None:
+    with pytest.raises(BadInput, match="--count 0 asks for no prompt"):
+        main(["prompts", "--count", "0"])
+
+
+def test_a_missing_caption_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no caption file .*optsd coco fetch captions"):
+        main(["verify"])
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(BadInput, match="is not captions_val2017.json"):
+        main(["verify", "--captions", str(wrong)])
+
+
+def test_verify_says_what_is_there_and_what_is_not(pytestconfig: pytest.Config, tmp_path: Path, capsys) -> None:
+    file = Path(pytestconfig.rootpath).parent / "shared" / "data" / "coco" / "annotations" / "captions_val2017.json"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    assert main(["verify", "--captions", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "1,000 prompts, SHA-256 77312c16df0a0388" in said
+    assert "1,270 generic, 3 too long, 212 too short" in said
+    assert "images: 0 of the 1,000" in said
+    assert "run `optsd coco fetch inception`" in said
+    weights = tmp_path / "OPTSD_HOME" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "alexnet-owt-7be5be79.pth").write_bytes(b"wrong")
+    assert main(["verify", "--captions", str(file)]) == 1
+    assert "its SHA-256 differs" in capsys.readouterr().out
+
+
+def test_help_teaches_by_example(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "optsd coco fetch captions" in capsys.readouterr().out
+
+
+def test_fetching_an_unknown_name() -> None:
+    with pytest.raises(BadInput, match="no download 'nosuch'"):
+        main(["fetch", "nosuch"])

@@ -1,0 +1,255 @@
+"""The networks that judge: known truths, real photographs, and what is said when weights are missing."""
+
+import hashlib
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from optsd.data import downloads, prompts
+from optsd.errors import BadInput, NotFound
+from optsd.models.shapes import WEIGHTS, networks
+from optsd.quality import features, metrics, reference
+from optsd.quality.features import ShapesNetworks, StandardNetworks
+from optsd.quality.measure import Judge
+from optsd.quality.reference import Reference
+
+COUNT = 48
+
+
+@pytest.fixture(autouse=True)
+def _empty_caches(tmp_path: Path, monkeypatch) -> None:
+    for name in ("OPTSD_HOME", "TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared(pytestconfig: pytest.Config) -> Path:
+    return Path(pytestconfig.rootpath).parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> ShapesNetworks:
+    """The shipped judges' architectures with random weights: enough to see that the path to them works."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    tokens = networks.tokenizer(folder / "tokenizer")
+    for name, network in (("classifier", networks.Classifier()), ("clip", networks.clip(tokens))):
+        state = {key: t.half() if t.is_floating_point() else t for key, t in network.state_dict().items()}
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors")
+    return ShapesNetworks(folder)
+
+
+@pytest.fixture(scope="session")
+def trained() -> ShapesNetworks:
+    for name in ("classifier", "clip"):
+        if not (WEIGHTS / f"{name}.safetensors").is_file():
+            pytest.skip(f"needs {WEIGHTS / name}.safetensors")
+    return ShapesNetworks()
+
+
+def _drawn() -> tuple[list[str], np.ndarray]:
+    chosen, pictures = prompts.shapes()
+    return [prompt.text for prompt in chosen[:COUNT]], pictures[:COUNT]
+
+
+def _noise(images: np.ndarray, strength: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, strength, images.shape)
+    return np.clip(images + noise, 0, 255).astype(np.uint8)
+
+
+def _blur(images: np.ndarray, radius: float) -> np.ndarray:
+    return np.stack([np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))) for image in images])
+
+
+def _jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    def squeeze(image: np.ndarray) -> np.ndarray:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "JPEG", quality=quality)
+        return np.asarray(Image.open(stream))
+
+    return np.stack([squeeze(image) for image in images])
+
+
+DAMAGES = {"noise": (_noise, (12, 50, 110)), "blur": (_blur, (1, 3, 7)), "jpeg": (_jpeg, (50, 12, 2))}
+
+
+def test_identical_sets_on_untrained_networks(untrained: ShapesNetworks) -> None:
+    texts, pictures = _drawn()
+    ours, logits = untrained.features(pictures)
+    assert ours.shape == (COUNT, 64)
+    assert logits.shape == (COUNT, 24)
+    assert metrics.fid(ours, ours, metrics.resample(COUNT, resamples=5)).value == pytest.approx(0, abs=1e-6)
+    assert (untrained.distances(pictures, pictures) == 0).all()
+    assert (abs(untrained.agreement(pictures, texts)) <= 1 + 1e-6).all()
+
+
+def test_the_metrics_are_the_same_in_shards(untrained: ShapesNetworks) -> None:
+    """Features of parts, put together, are those of the whole, and so are the scores."""
+    texts, pictures = _drawn()
+    first = features.BATCH
+    whole, parts = (
+        untrained.features(pictures),
+        [untrained.features(part) for part in (pictures[:first], pictures[first:])],
+    )
+    for index in range(2):
+        np.testing.assert_allclose(np.concatenate([part[index] for part in parts]), whole[index], atol=1e-6)
+    merged = np.concatenate([part[0] for part in parts])
+    rows = metrics.resample(COUNT, resamples=2)
+    for metric in (metrics.fid, metrics.kid):
+        assert metric(merged, whole[0][::2], rows).value == pytest.approx(metric(whole[0], whole[0][::2], rows).value)
+    agreement = untrained.agreement(pictures, texts)
+    halves = [untrained.agreement(pictures[part], texts[part]) for part in (slice(0, first), slice(first, None))]
+    np.testing.assert_allclose(np.concatenate(halves), agreement, atol=1e-6)
+
+
+def test_images_of_another_size_are_judged_at_the_networks_own(untrained: ShapesNetworks) -> None:
+    texts, pictures = _drawn()
+    larger = pictures[:4].repeat(2, 1).repeat(2, 2)
+    assert untrained.features(larger)[0].shape == (4, 64)
+    assert untrained.agreement(larger, texts[:4]).shape == (4,)
+    assert untrained.distances(larger, larger).shape == (4,)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_more_damage_is_worse_in_every_metric(trained: ShapesNetworks, damage: str) -> None:
+    """Drawn pictures against themselves with more and more noise, blur or compression."""
+    texts, pictures = _drawn()
+    spoil, strengths = DAMAGES[damage]
+    judge = Judge(pictures, texts, Reference(prompts.shapes()[1]), trained, counts_objects=True)
+    steps = [judge.measure("none", pictures), *(judge.measure("x", spoil(pictures, s)) for s in strengths)]
+    values = [{row.metric: row.value for row in step} for step in steps]
+    for name in ("fid_shapes", "kid_shapes", "lpips_shapes"):
+        assert [step[name] for step in values] == sorted(step[name] for step in values), name
+    for name in ("psnr_db", "ssim"):
+        assert [step[name] for step in values] == sorted((step[name] for step in values), reverse=True), name
+    for name in ("is_shapes", "clip_shapes", "objects_right"):
+        # These judge what is seen, not every pixel: the faintest damage may leave them as they are.
+        assert values[-1][name] < values[0][name], name
+        assert values[-1][name] <= values[1][name], name
+
+
+def test_the_drawn_pictures_are_as_good_as_can_be(trained: ShapesNetworks) -> None:
+    from optsd.quality.objects import objects_right
+
+    texts, pictures = _drawn()
+    assert objects_right(pictures, texts) > 0.95
+    wrong = [*texts[1:], texts[0]]
+    assert objects_right(pictures, wrong) < 0.3
+    assert trained.agreement(pictures, texts).mean() > trained.agreement(pictures, wrong).mean() + 0.2
+
+
+def test_lpips_gives_its_authors_examples(shared: Path, monkeypatch) -> None:
+    folder = shared / "lpips"
+    if not (folder / "alexnet_features.safetensors").is_file():
+        pytest.skip(f"needs {folder / 'alexnet_features.safetensors'}")
+    images = [np.asarray(Image.open(folder / f"ex_{name}.png").convert("RGB"))[None] for name in ("ref", "p0", "p1")]
+    networks = StandardNetworks(folder)
+    assert networks.distances(images[0], images[1])[0] == pytest.approx(0.7219, abs=1e-4)
+    assert networks.distances(images[0], images[2])[0] == pytest.approx(0.1376, abs=1e-4)
+    assert networks.distances(images[0], images[0])[0] == 0
+
+
+def test_photographs_go_through_every_metric_that_lacks_no_weights(shared: Path) -> None:
+    folder = shared / "coco" / "val2017"
+    names = sorted(file.name for file in folder.glob("*.jpg"))[:24]
+    if not names or not (shared / "lpips").is_dir():
+        pytest.skip(f"needs {folder} and {shared / 'lpips'}")
+    real = reference.read(folder, names, 128, 96)
+    assert real.skipped == {}
+    judge = Judge(real.images, names, real, StandardNetworks(shared / "lpips"))
+    steps = [judge.measure("x", _noise(real.images, strength)) for strength in (0, 10, 40)]
+    for name, order in (("lpips", 1), ("ssim", -1), ("psnr_db", -1)):
+        values = [order * row.value for step in steps for row in step if row.metric == name]
+        assert values == sorted(values)
+        assert len(set(values)) == 3
+    missing = {row.metric: row.note for row in steps[1] if row.value is None and not row.metric.endswith("_retention")}
+    assert set(missing) == {"fid", "kid", "is", "clip"}
+    assert "needs weights-inception-2015-12-05-6726825d.pth" in missing["fid"]
+    assert "run `optsd coco fetch clip`" in missing["clip"]
+
+
+@pytest.fixture
+def random_inception(tmp_path: Path, monkeypatch) -> Path:
+    """A file of Inception's layout with random weights, and a pinned hash that is the file's."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        state = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x").state_dict()
+    return _place(torch.nn.ParameterDict(state).state_dict(), tmp_path, monkeypatch)
+
+
+def _place(content: object, folder: Path, monkeypatch) -> Path:
+    file = folder / downloads.DOWNLOADS["inception"].file
+    torch.save(content, file)
+    genuine = replace(downloads.DOWNLOADS["inception"], sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setitem(downloads.DOWNLOADS, "inception", genuine)
+    return folder
+
+
+def test_inception_is_loaded_through_the_safe_loader(random_inception: Path) -> None:
+    found, logits = StandardNetworks(random_inception).features(_drawn()[1][:3])
+    assert found.shape == (3, 2048)
+    assert logits.shape == (3, 1008)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def test_code_in_a_weight_file_is_never_run(tmp_path: Path, monkeypatch) -> None:
+    """Not even in a file whose hash is the pinned one."""
+    monkeypatch.chdir(tmp_path)
+    networks = StandardNetworks(_place({"weight": _Evil()}, tmp_path, monkeypatch))
+    with pytest.raises(BadInput, match="holds more than tensors"):
+        networks.features(_drawn()[1][:2])
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_missing_and_wrong_shipped_weights_are_named(tmp_path: Path) -> None:
+    networks = ShapesNetworks(tmp_path)
+    with pytest.raises(NotFound, match=r"classifier.safetensors is missing; make it with"):
+        networks.features(_drawn()[1][:2])
+    (tmp_path / "clip.safetensors").write_bytes(b"too short")
+    with pytest.raises(BadInput, match=r"clip.safetensors does not fit"):
+        networks.agreement(_drawn()[1][:2], ["a", "b"])
+
+
+def test_the_shapes_extractor_is_torch_fidelitys(untrained: ShapesNetworks, tmp_path: Path) -> None:
+    """`torch_fidelity.calculate_metrics`, given the registered extractor, says what we say."""
+    import torch_fidelity
+
+    _, pictures = _drawn()
+    ours, theirs = pictures[: COUNT // 2], pictures[COUNT // 2 :]
+    found = torch_fidelity.calculate_metrics(
+        input1=features._Images(ours),
+        input2=features._Images(theirs),
+        feature_extractor="optsd-shapes",
+        feature_extractor_weights_path=str(untrained.folder / "classifier.safetensors"),
+        cuda=False,
+        fid=True,
+        isc=True,
+        isc_splits=1,
+        batch_size=features.BATCH,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    rows = metrics.resample(len(ours), resamples=2)
+    left, right = untrained.features(ours), untrained.features(theirs)
+    assert metrics.fid(left[0], right[0], rows).value == pytest.approx(
+        found["frechet_inception_distance"], rel=1e-4, abs=1e-6
+    )
+    assert metrics.inception_score(left[1], rows).value == pytest.approx(found["inception_score_mean"])

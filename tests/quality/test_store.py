@@ -1,0 +1,194 @@
+"""A store gives back exactly what was made by exactly this recipe, or nothing."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optsd.errors import BadInput
+from optsd.quality.store import Batch, Store
+
+# Draws batches slowly, from the recipe alone; each finished batch of the run is a line of the log.
+WORKER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from optsd.quality.store import Batch, Store
+folder, log, count, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+def make(batch):
+    time.sleep(pause)
+    with log.open("a") as stream:
+        stream.write(f"{batch.recipe['first']}\\n")
+    rng = np.random.default_rng(batch.recipe["first"])
+    return rng.integers(0, 256, (batch.count, 64, 64, 3), dtype=np.uint8)
+list(Store(folder).ensure([Batch({"first": first}, 4) for first in range(count)], make))
+"""
+
+
+def _batch(**recipe) -> Batch:
+    return Batch({"variant": "baseline", "prompts": ["a", "b", "c"], **recipe}, 3)
+
+
+def _images(seed: int = 0, count: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 24, 3), dtype=np.uint8)
+
+
+def _files(store: Store, batch: Batch) -> list[Path]:
+    return sorted((store.folder / batch.key[:2] / batch.key).glob("*.png"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_what_was_put_is_what_is_got(store: Store) -> None:
+    assert store.get(_batch()) is None
+    store.put(_batch(), _images())
+    np.testing.assert_array_equal(store.get(_batch()), _images())
+    assert (store.made, store.damaged) == (1, 0)
+
+
+def test_every_part_of_the_recipe_counts(store: Store) -> None:
+    store.put(_batch(), _images())
+    for change in ({"variant": "int8"}, {"prompts": ["a", "b", "d"]}, {"seed": 1}, {"steps": 2.0}):
+        assert store.get(_batch(**change)) is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "missing", "grey", "rgba", "1x1", "pixel", "text", "a folder"]
+)
+def test_a_damaged_image_is_found_and_made_again(store: Store, damage: str) -> None:
+    store.put(_batch(), _images())
+    file = _files(store, _batch())[1]
+    opened = Image.open(file)
+    picture = opened.copy()
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "grey":
+        picture.convert("L").save(file)
+    elif damage == "rgba":
+        picture.convert("RGBA").save(file)
+    elif damage == "1x1":
+        picture.resize((1, 1)).save(file)
+    elif damage == "pixel":
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        for name, value in opened.info.items():
+            info.add_text(name, value)
+        picture.putpixel((3, 3), (1, 2, 3))
+        picture.save(file, pnginfo=info)
+    elif damage == "text":
+        file.write_bytes(b"no image at all")
+    else:
+        file.unlink()
+        file.mkdir()
+    assert store.get(_batch()) is None
+    assert store.damaged == 1
+    (again,) = store.ensure([_batch()], lambda batch: _images())
+    np.testing.assert_array_equal(again, _images())
+    np.testing.assert_array_equal(store.get(_batch()), _images())
+
+
+def test_an_image_of_another_recipe_is_never_taken(store: Store) -> None:
+    store.put(_batch(), _images())
+    store.put(_batch(seed=1), _images(1))
+    shutil.copy(_files(store, _batch(seed=1))[0], _files(store, _batch())[0])
+    assert store.get(_batch()) is None
+    store.put(_batch(), _images())
+    shutil.copy(_files(store, _batch())[0], _files(store, _batch())[1])
+    assert store.get(_batch()) is None
+
+
+@pytest.mark.parametrize(
+    "images",
+    [_images(count=2), _images().astype(np.float32), _images()[..., :1], _images()[0], _images()[..., [0] * 4]],
+)
+def test_what_is_no_batch_of_images_is_refused(store: Store, images: np.ndarray) -> None:
+    with pytest.raises(BadInput, match="are no batch of 3; give 3×height×width×3, uint8"):
+        store.put(_batch(), images)
+
+
+def test_a_batch_that_failed_leaves_nothing(store: Store, monkeypatch) -> None:
+    written: list[Path] = []
+
+    def fail(file: Path, *rest) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError("disk full")
+        file.write_bytes(b"x")
+
+    monkeypatch.setattr("optsd.quality.store._write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.put(_batch(), _images())
+    assert [path for path in store.folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_store_that_is_cleared_meanwhile_is_an_error(store: Store) -> None:
+    def make(batch: Batch) -> np.ndarray:
+        shutil.rmtree(store.folder / _batch().key[:2], ignore_errors=True)
+        return _images()
+
+    with pytest.raises(BadInput, match="vanish or change"):
+        list(store.ensure([_batch(), _batch(seed=1)], make))
+
+
+def _start(folder: Path, log: Path, count: int, pause: float) -> subprocess.Popen:
+    root = Path(__file__).parents[2]
+    arguments = [sys.executable, "-c", WORKER, folder, log, count, pause]
+    return subprocess.Popen(list(map(str, arguments)), cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+
+
+def test_killed_ten_times_and_started_again(tmp_path: Path) -> None:
+    """Same bytes as an undisturbed run; no batch is made again that was stored; nothing half done is left."""
+    count = 60
+    assert _start(tmp_path / "whole", tmp_path / "whole.log", count, 0).wait(60) == 0
+    random.seed(1)
+    folder, log = tmp_path / "killed", tmp_path / "killed.log"
+    stored: dict[str, tuple[int, int]] = {}
+    for _ in range(10):
+        process = _start(folder, log, count, 0.005)
+        before = len(log.read_text().split()) if log.exists() else 0
+        while process.poll() is None and (not log.exists() or len(log.read_text().split()) == before):
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.rglob("*.png")}
+        assert {name: now.get(name) for name in stored} == stored
+        # A batch's folder has all of its images: what a kill interrupts is in a folder that is not looked at.
+        stored = {name: row for name, row in now.items() if ".partial-" not in name}
+        assert len(stored) % 4 == 0
+    assert 0 < len(stored) < count * 4
+    assert _start(folder, log, count, 0).wait(60) == 0
+    assert _content(folder) == _content(tmp_path / "whole")
+    # A batch can be drawn twice only if it was killed between its drawing and its storing.
+    assert len(log.read_text().split()) <= count + 10
+
+
+def test_workers_that_share_a_store_share_the_work(tmp_path: Path) -> None:
+    folder, count = tmp_path / "store", 40
+    logs = [tmp_path / f"{name}.log" for name in "abc"]
+    workers = [_start(folder, log, count, 0.02) for log in logs]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    drawn = [first for log in logs if log.exists() for first in log.read_text().split()]
+    assert sorted(map(int, drawn)) == list(range(count))
+    assert _start(tmp_path / "alone", tmp_path / "alone.log", count, 0).wait(60) == 0
+    assert _content(folder) == _content(tmp_path / "alone")
