@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest_plugins.options import DEVICE, OUTPUT, chosen_preset
+from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
 from optsd import models
 from optsd.errors import BadInput
@@ -81,7 +82,7 @@ def fingerprint(pytestconfig: pytest.Config, workload: Workload) -> str:
 
 
 @pytest.fixture(scope="session")
-def quality(pytestconfig: pytest.Config, workload: Workload, fingerprint: str) -> "Session":
+def quality(pytestconfig: pytest.Config, workload: Workload, fingerprint: str, progress: Say) -> "Session":
     """The session's prompts, reference, networks and images. Skips, with the reason, where there are no prompts."""
     from optsd.quality.session import Session, setting
     from optsd.quality.store import Store
@@ -92,7 +93,8 @@ def quality(pytestconfig: pytest.Config, workload: Workload, fingerprint: str) -
     except BadInput as error:
         pytest.skip(str(error))
     store = Store(option("--image-store") or models.home() / "images")
-    return Session(workload, chosen, fingerprint, store, builder(pytestconfig, workload, "baseline"), option("--seeds"))
+    baseline = builder(pytestconfig, workload, "baseline")
+    return Session(workload, chosen, fingerprint, store, baseline, option("--seeds"), progress)
 
 
 def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable[[], Any]:

@@ -32,11 +32,13 @@ def generate(
     store: Store,
     build: Callable[[], Any],
     seeds: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> np.ndarray:
     """The variant's images for all prompts, for each of `seeds` seeds from `workload.seed` on.
 
     `weights` is the model's `fingerprint`; `build` gives the patched pipeline and is called only if an image is
-    missing. Returns (seeds × prompts)×H×W×3, uint8. Several processes may do this at once and share the work.
+    missing; `say` is told what is being done. Returns (seeds × prompts)×H×W×3, uint8. Several processes may do this
+    at once, and share the work.
     """
     if not prompts or seeds < 1:
         raise BadInput("there is nothing to draw", "give at least one prompt and one seed")
@@ -50,8 +52,10 @@ def generate(
     def make(batch: Batch) -> np.ndarray:
         nonlocal pipe
         if pipe is None:
+            say(f"{variant}: building")
             pipe = build()
             fix_seeds()
+        say(f"{variant}: drawing batch {batches.index(batch) + 1} of {len(batches)}")
         return draw(pipe, batch)
 
     whole = np.concatenate(list(store.ensure(batches, make)))

@@ -72,10 +72,13 @@ class Session:
     store: Store
     build_baseline: Callable[[], Any]
     seeds: int = 1
+    say: Callable[[str], None] = lambda text: None
 
     def images(self, variant: str, build: Callable[[], Any]) -> np.ndarray:
         """(seeds × prompts)×H×W×3, uint8. `build` gives the patched pipeline; it is called if images are missing."""
-        return generate(variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds)
+        return generate(
+            variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds, self.say
+        )
 
     def measure(self, variant: str, build: Callable[[], Any]) -> list[Measurement]:
         """Every quality metric of a variant, the baseline included."""

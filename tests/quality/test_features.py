@@ -35,7 +35,7 @@ def shared(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory) -> ShapesNetworks:
+def untrained_judges(tmp_path_factory) -> ShapesNetworks:
     """The shipped judges' architectures with random weights: enough to see that the path to them works."""
     from safetensors.torch import save_file
 
@@ -82,23 +82,23 @@ def _jpeg(images: np.ndarray, quality: int) -> np.ndarray:
 DAMAGES = {"noise": (_noise, (12, 50, 110)), "blur": (_blur, (1, 3, 7)), "jpeg": (_jpeg, (50, 12, 2))}
 
 
-def test_identical_sets_on_untrained_networks(untrained: ShapesNetworks) -> None:
+def test_identical_sets_on_untrained_networks(untrained_judges: ShapesNetworks) -> None:
     texts, pictures = _drawn()
-    ours, logits = untrained.features(pictures)
+    ours, logits = untrained_judges.features(pictures)
     assert ours.shape == (COUNT, 64)
     assert logits.shape == (COUNT, 24)
     assert metrics.fid(ours, ours, metrics.resample(COUNT, resamples=5)).value == pytest.approx(0, abs=1e-6)
-    assert (untrained.distances(pictures, pictures) == 0).all()
-    assert (abs(untrained.agreement(pictures, texts)) <= 1 + 1e-6).all()
+    assert (untrained_judges.distances(pictures, pictures) == 0).all()
+    assert (abs(untrained_judges.agreement(pictures, texts)) <= 1 + 1e-6).all()
 
 
-def test_the_metrics_are_the_same_in_shards(untrained: ShapesNetworks) -> None:
+def test_the_metrics_are_the_same_in_shards(untrained_judges: ShapesNetworks) -> None:
     """Features of parts, put together, are those of the whole, and so are the scores."""
     texts, pictures = _drawn()
     first = features.BATCH
     whole, parts = (
-        untrained.features(pictures),
-        [untrained.features(part) for part in (pictures[:first], pictures[first:])],
+        untrained_judges.features(pictures),
+        [untrained_judges.features(part) for part in (pictures[:first], pictures[first:])],
     )
     for index in range(2):
         np.testing.assert_allclose(np.concatenate([part[index] for part in parts]), whole[index], atol=1e-6)
@@ -106,17 +106,17 @@ def test_the_metrics_are_the_same_in_shards(untrained: ShapesNetworks) -> None:
     rows = metrics.resample(COUNT, resamples=2)
     for metric in (metrics.fid, metrics.kid):
         assert metric(merged, whole[0][::2], rows).value == pytest.approx(metric(whole[0], whole[0][::2], rows).value)
-    agreement = untrained.agreement(pictures, texts)
-    halves = [untrained.agreement(pictures[part], texts[part]) for part in (slice(0, first), slice(first, None))]
+    agreement = untrained_judges.agreement(pictures, texts)
+    halves = [untrained_judges.agreement(pictures[part], texts[part]) for part in (slice(0, first), slice(first, None))]
     np.testing.assert_allclose(np.concatenate(halves), agreement, atol=1e-6)
 
 
-def test_images_of_another_size_are_judged_at_the_networks_own(untrained: ShapesNetworks) -> None:
+def test_images_of_another_size_are_judged_at_the_networks_own(untrained_judges: ShapesNetworks) -> None:
     texts, pictures = _drawn()
     larger = pictures[:4].repeat(2, 1).repeat(2, 2)
-    assert untrained.features(larger)[0].shape == (4, 64)
-    assert untrained.agreement(larger, texts[:4]).shape == (4,)
-    assert untrained.distances(larger, larger).shape == (4,)
+    assert untrained_judges.features(larger)[0].shape == (4, 64)
+    assert untrained_judges.agreement(larger, texts[:4]).shape == (4,)
+    assert untrained_judges.distances(larger, larger).shape == (4,)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -227,7 +227,7 @@ def test_missing_and_wrong_shipped_weights_are_named(tmp_path: Path) -> None:
         networks.agreement(_drawn()[1][:2], ["a", "b"])
 
 
-def test_the_shapes_extractor_is_torch_fidelitys(untrained: ShapesNetworks, tmp_path: Path) -> None:
+def test_the_shapes_extractor_is_torch_fidelitys(untrained_judges: ShapesNetworks, tmp_path: Path) -> None:
     """`torch_fidelity.calculate_metrics`, given the registered extractor, says what we say."""
     import torch_fidelity
 
@@ -237,7 +237,7 @@ def test_the_shapes_extractor_is_torch_fidelitys(untrained: ShapesNetworks, tmp_
         input1=features._Images(ours),
         input2=features._Images(theirs),
         feature_extractor="optsd-shapes",
-        feature_extractor_weights_path=str(untrained.folder / "classifier.safetensors"),
+        feature_extractor_weights_path=str(untrained_judges.folder / "classifier.safetensors"),
         cuda=False,
         fid=True,
         isc=True,
@@ -248,7 +248,7 @@ def test_the_shapes_extractor_is_torch_fidelitys(untrained: ShapesNetworks, tmp_
         verbose=False,
     )
     rows = metrics.resample(len(ours), resamples=2)
-    left, right = untrained.features(ours), untrained.features(theirs)
+    left, right = untrained_judges.features(ours), untrained_judges.features(theirs)
     assert metrics.fid(left[0], right[0], rows).value == pytest.approx(
         found["frechet_inception_distance"], rel=1e-4, abs=1e-6
     )

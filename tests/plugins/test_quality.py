@@ -1,0 +1,107 @@
+"""The quality benches: their options, and a whole run on a model with random weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conftest_plugins import quality
+from conftest_plugins.quality import image_count, worker_device
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(*options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0 is too small; give 1 or more"),
+        (["--worst", "-1"], "--worst -1 is too small; give 0 or more"),
+        (["--coco", "nowhere"], "--coco nowhere is no folder; give the path of a folder"),
+        (["--metric-weights", "nowhere"], "--metric-weights nowhere is no folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options: list[str], message: str) -> None:
+    result = _run("-m", "quality", *options)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("images", "marks", "count"), [(None, "", 32), (None, "quality", 128), (7, "quality", 7), (None, "speed", 32)]
+)
+def test_quality_alone_has_time_for_more_images(monkeypatch, images: int | None, marks: str, count: int) -> None:
+    monkeypatch.setattr(quality, "chosen_preset", lambda config: SimpleNamespace(images=images or 32))
+    config = SimpleNamespace(getoption={"--images": images, "-m": marks}.get)
+    assert image_count(config) == count
+
+
+def test_each_worker_has_a_gpu() -> None:
+    assert [worker_device("cuda", f"gw{worker}", 2) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_device("cuda", None, 2) == "cuda"
+    assert worker_device("cuda", "gw3", 1) == "cuda"
+    assert worker_device("cuda:1", "gw0", 4) == "cuda:1"
+    assert worker_device("cpu", "gw0", 0) == "cpu"
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Two workers that share the work, then one with a store of its own, then again from the store: the same results.
+
+    The model is a stranger with random weights, so it is asked for COCO's prompts and judged by the standard networks.
+    """
+    shared = Path(pytestconfig.rootpath).parent / "shared" / "data"
+    if not (shared / "coco" / "annotations").is_dir():
+        pytest.skip(f"needs {shared / 'coco'}")
+    options = [
+        "-m",
+        "quality",
+        "--model",
+        untrained_folder,
+        "--size",
+        64,
+        "--steps",
+        1,
+        "--batch-size",
+        2,
+        "--images",
+        6,
+    ]
+    options += ["--coco", shared / "coco", "--metric-weights", shared / "lpips", "--variant", "sdpa", "--device", "cpu"]
+    results = {}
+    for name, more in {
+        "two": ["-n", 2, "--image-store", tmp_path / "shared"],
+        "one": ["--image-store", tmp_path / "own"],
+        "again": ["--image-store", tmp_path / "shared"],
+    }.items():
+        done = _run(*options, *more, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results[name] = json.loads((tmp_path / name / "results.json").read_text())
+    rows = {name: _rows(found) for name, found in results.items()}
+    assert rows["two"] == rows["one"] == rows["again"]
+    assert {metric for variant, metric in rows["one"] if variant == "sdpa"} >= {
+        "lpips",
+        "ssim",
+        "psnr_db",
+        "fid",
+        "clip",
+    }
+    assert rows["one"]["sdpa", "ssim"]["value"] > 0.9
+    assert "optsd coco fetch inception" in rows["one"]["sdpa", "fid"]["note"]
+    pictures = [row for row in results["one"]["images"] if row["variant"] == "sdpa"]
+    assert [row["index"] for row in pictures] == list(range(6))
+    for row in pictures:
+        assert (tmp_path / "one" / row["file"]).read_bytes() == (tmp_path / "two" / row["file"]).read_bytes()
+        assert row["prompt"].startswith("a ")
+
+
+def _rows(results: dict) -> dict[tuple[str, str], dict]:
+    return {(row["variant"], row["metric"]): row for row in results["measurements"]}
