@@ -1,12 +1,13 @@
 """INT8 and INT4 weights with integer multiplication, in Linear and Conv2d layers alike."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optsd.errors import BadInput, Unsupported
 from optsd.patching import Patch, Pipeline, Stage
 from optsd.quantization import kernels
+from optsd.quantization.boundary import compute_in_bfloat16, suits_bfloat16
 from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
 from optsd.quantization.layers import QLinear
 
@@ -15,87 +16,74 @@ WHY_LOSSY = "the original weights were released, that is where the memory is sav
 
 
 @dataclass(frozen=True)
-class Int8:
-    """8-bit weights, one scale an output; activations quantized on the fly; integer multiplication (W8A8).
+class Quantize:
+    """What `Int8` and `Int4` share.
 
     `keep`: shell patterns of layer names that stay in high precision. `components`: of `unet`, `text_encoder`, `vae`.
-    `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`.
+    `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes from layer to
+    layer in the UNet: `auto` (bfloat16 for a float32 UNet on a CPU that has instructions for it) or `same`.
     """
 
     keep: tuple[str, ...] = KEPT
     components: tuple[str, ...] = ("unet",)
     kernel: str = "auto"
-    name: str = "int8"
-    exact: bool = False
-    stage: Stage = Stage.WEIGHTS
-    slot: str = "weights"
+    between: str = "auto"
+    group_size: int = 32  # INT4 only
+    name: str = ""
+    bits: int = field(default=8, init=False)
+    exact: bool = field(default=False, init=False)
+    stage: Stage = field(default=Stage.WEIGHTS, init=False)
+    slot: str = field(default="weights", init=False)
 
     def check(self, pipe: Pipeline) -> None:
-        check_components(pipe, self.name, self.components, self.kernel)
+        if self.between not in ("auto", "same"):
+            raise BadInput(f"{self.name} cannot compute between={self.between!r}", "choose auto or same")
+        if not self.components or set(self.components) - set(COMPONENTS):
+            raise BadInput(f"{self.name} cannot quantize {self.components!r}", f"choose from {', '.join(COMPONENTS)}")
+        for name in self.components:
+            module = getattr(pipe, name, None)
+            if module is None:
+                raise Unsupported(f"{self.name}: {type(pipe).__name__} has no {name}", "leave it out of the components")
+            check_convertible(module, name)
+            kernels.choose(module.device, self.kernel, self.bits)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        return quantize(pipe, self.name, self.components, bits=8, keep=self.keep, kernel=self.kernel)
+        done = [
+            convert(getattr(pipe, name), self.bits, self.group_size, self.keep, self.kernel, name)
+            for name in self.components
+        ]
+        if self.between == "auto" and "unet" in self.components and suits_bfloat16(pipe.unet):
+            compute_in_bfloat16(pipe.unet)
+        touched = tuple(layer for conversion in done for layer in conversion.converted)
+        return Patch(self.name, touched, lambda: read_proof(pipe, done, self.name), why_lossy=WHY_LOSSY)
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int8(Quantize):
+    """8-bit weights, one scale an output; activations quantized on the fly; integer multiplication (W8A8)."""
+
+    name: str = "int8"
+
+
+@dataclass(frozen=True)
+class Int4(Quantize):
     """4-bit weights in groups along the inputs, two to a byte, unpacked to int8 at each use (W4A8).
 
-    Smaller groups cost a byte each and lose less. The other fields are `Int8`'s.
+    Smaller groups cost a byte each and lose less.
     """
 
-    group_size: int = 32
-    keep: tuple[str, ...] = KEPT
-    components: tuple[str, ...] = ("unet",)
-    kernel: str = "auto"
     name: str = "int4"
-    exact: bool = False
-    stage: Stage = Stage.WEIGHTS
-    slot: str = "weights"
-
-    def check(self, pipe: Pipeline) -> None:
-        check_components(pipe, self.name, self.components, self.kernel)
-
-    def apply(self, pipe: Pipeline) -> Patch:
-        return quantize(
-            pipe,
-            self.name,
-            self.components,
-            bits=4,
-            group_size=self.group_size,
-            keep=self.keep,
-            kernel=self.kernel,
-        )
+    bits: int = field(default=4, init=False)
 
 
-def check_components(pipe: Pipeline, technique: str, components: tuple[str, ...], kernel: str) -> None:
-    """Raise unless every component is there, not quantized yet, and the kernel runs on its device."""
-    if not components or set(components) - set(COMPONENTS):
-        raise BadInput(f"{technique} cannot quantize {components!r}", f"choose from {', '.join(COMPONENTS)}")
-    for name in components:
-        module = getattr(pipe, name, None)
-        if module is None:
-            raise Unsupported(f"{technique}: {type(pipe).__name__} has no {name}", "leave it out of the components")
-        check_convertible(module, name)
-        kernels.choose(module.device, kernel)
-
-
-def quantize(pipe: Pipeline, technique: str, components: tuple[str, ...], **scheme: Any) -> Patch:
-    """Convert the components and return what was done. Raises NothingMatched, or BadInput for broken weights."""
-    done = [convert(getattr(pipe, name), name=name, **scheme) for name in components]
-    device = getattr(pipe, components[0]).device
-    kernel = kernels.choose(device, scheme["kernel"]).name
-    touched = tuple(layer for conversion in done for layer in conversion.converted)
-    return Patch(technique, touched, lambda: read_proof(done, technique, kernel), why_lossy=WHY_LOSSY)
-
-
-def read_proof(done: list[Conversion], technique: str, kernel: str) -> dict[str, Any]:
+def read_proof(pipe: Pipeline, done: list[Conversion], technique: str) -> dict[str, Any]:
     layers = [layer for conversion in done for layer in conversion.converted.values()]
     kinds = Counter("linear" if isinstance(layer, QLinear) else "conv2d" for layer in layers)
     return {
         f"{technique}_linear": kinds["linear"],
         f"{technique}_conv2d": kinds["conv2d"],
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
-        "integer_kernel": kernel,
+        "between_layers": str(pipe.unet.dtype).removeprefix("torch."),
+        "integer_kernel": ", ".join(sorted({layer.kernel.name for layer in layers})),
         "integer_kernel_calls": sum(layer.kernel_calls for layer in layers),
     }

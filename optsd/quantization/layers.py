@@ -8,67 +8,106 @@ from torch.nn import functional
 from torch.nn.modules.utils import _pair as pair
 
 from optsd.quantization import kernels, schemes
+from optsd.quantization.kernels import Weights, Window
 from optsd.quantization.schemes import Activation, Int4Weight, Int8Weight
 
 
 class QuantizedLayer(nn.Module):
-    """What QLinear and QConv2d share: integer weights in buffers, and the multiplication.
+    """What QLinear and QConv2d share: integer weights in buffers, in the order that the kernel wants.
 
     `weight` gives the dequantized weights, computed anew at each look: what reads `weight.dtype` or `.device` works,
     what trains or replaces weights does not.
     """
 
-    values: Tensor  # of INT8 only
+    values: Tensor  # of INT8 only, packed by the kernel
     packed: Tensor  # of INT4 only, as are its multipliers
     multipliers: Tensor
     scale: Tensor
     column_sums: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Int8Weight | Int4Weight, bias: Tensor | None, dtype: torch.dtype, kernel: str) -> None:
+    def __init__(
+        self,
+        weight: Int8Weight | Int4Weight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        kernel: str,
+        window: Window | None = None,
+    ) -> None:
+        """`bias`: of any float type. `dtype`: that of `weight`, for those who look. Raises BadInput or Unsupported."""
         super().__init__()
-        self.dtype, self.kernel, self.kernel_calls = dtype, kernel, 0
+        self.dtype, self.kernel_calls, self.window, self.asked = dtype, 0, window, kernel
+        self.bits = 8 if isinstance(weight, Int8Weight) else 4
+        self.kernel = self._choose(weight.scale.device)
         if isinstance(weight, Int8Weight):
-            self.bits, self.inputs = 8, weight.values.shape[1]
-            self.register_buffer("values", weight.values)
+            self.inputs = weight.values.shape[1]
+            self.register_buffer("values", self.kernel.pack(weight.values, window))
+            sums = weight.values.sum(1, dtype=torch.int32)
         else:
-            self.bits, self.inputs = 4, weight.inputs
+            self.inputs = weight.inputs
             self.register_buffer("packed", weight.packed)
             self.register_buffer("multipliers", weight.multipliers)
+            sums = self.integers().sum(1, dtype=torch.int32)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
-        self.register_buffer("column_sums", self.integers().sum(0, dtype=torch.int32), persistent=False)
+        self.register_buffer("column_sums", sums, persistent=False)
 
     def integers(self) -> Tensor:
-        """The weights as int8, inputs × outputs; INT4 is unpacked anew at each call and kept nowhere."""
+        """The weights as int8, outputs × inputs; INT4 is unpacked anew at each call and kept nowhere."""
         if self.bits == 8:
-            return self.values.t()
-        return schemes.unpack_int4(self.packed, self.multipliers)[: self.inputs]
+            return self.kernel.unpack(self.values, self.window)
+        return schemes.unpack_int4(self.packed, self.multipliers)[: self.inputs].t()
 
     def dequantized(self) -> Tensor:
-        """The weights as the layer computes with them, outputs × inputs, in the layer's own type."""
-        return (self.integers().float() * self.scale).t().to(self.dtype)
+        """The weights that the layer computes with, outputs × inputs, rounded to the layer's type."""
+        return (self.integers().float() * self.scale[:, None]).to(self.dtype)
 
-    def multiply(
-        self, rows: Tensor, activation: Activation, integers: Tensor, outputs: slice, dtype: torch.dtype
-    ) -> Tensor:
-        """(rows - zero point) · integers, scaled back, plus the bias: M×K and K×N to M×N of `dtype`."""
+    def weights(self) -> Weights:
+        """What the kernel takes."""
         self.kernel_calls += 1
-        sums = kernels.choose(rows.device, self.kernel).matmul(rows, integers)
-        factor = self.scale[outputs] * activation.scale
-        offset = (self.column_sums[outputs] * factor).mul_(-activation.zero_point)
-        if self.bias is not None:
-            offset += self.bias[outputs]
-        return torch.addcmul(offset, sums, factor, out=torch.empty_like(sums, dtype=dtype))
+        integers = self.values if self.bits == 8 else self.integers()
+        return Weights(integers, self.scale, self.column_sums, self.bias)
+
+    def _choose(self, device: torch.device) -> kernels.Kernel:
+        return kernels.choose(device, self.asked, self.bits, self.window.groups if self.window else 1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLayer":
-        # `module.to(dtype)` changes the type of what comes out, never that of the scales.
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device)).dtype
-        scale, bias = self.scale, self.bias
+        # `module.to(dtype)` changes the type that `weight` shows, never that of the scales; and packed weights cannot
+        # move: they are unpacked before, and packed after as the kernel there wants them.
+        example = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device))
+        self.dtype = example.dtype
+        if example.device == self.scale.device:
+            return self
+        if self.bits == 8:
+            self.values = self.integers()
+        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
         super()._apply(fn, recurse)
-        self.scale = scale.to(self.scale.device)
-        self.bias = None if bias is None else bias.to(self.scale.device)
+        for name, buffer in kept.items():
+            setattr(self, name, buffer.to(example.device))
+        self.kernel = self._choose(example.device)
+        if self.bits == 8:
+            self.values = self.kernel.pack(self.values, self.window)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[arg-type]
+        if self.bits == 8:
+            destination[f"{prefix}values"] = self.integers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: packed weights are opaque, so plain ones travel."""
+        state = self.__dict__.copy()
+        state["_buffers"] = dict(state["_buffers"])
+        if self.bits == 8:
+            state["_buffers"]["values"] = self.integers()
+        state["kernel"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.kernel = self._choose(self.scale.device)
+        if self.bits == 8:
+            self.values = self.kernel.pack(self.values, self.window)
 
 
 class QLinear(QuantizedLayer):
@@ -86,16 +125,18 @@ class QLinear(QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         activation = schemes.quantize_activation(x)
-        rows = activation.values.reshape(-1, self.in_features)
-        out = self.multiply(rows, activation, self.integers(), slice(None), x.dtype)
+        out = self.kernel.linear(activation.as_rows(), self.weights(), x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, bits={self.bits}"
+        bias = self.bias is not None
+        return f"{self.in_features}, {self.out_features}, bias={bias}, bits={self.bits}, kernel={self.kernel.name}"
 
 
 class QConv2d(QuantizedLayer):
     """A Conv2d layer with every field of `nn.Conv2d`. Pictures come out channels-last."""
+
+    window: Window
 
     def __init__(
         self,
@@ -105,52 +146,40 @@ class QConv2d(QuantizedLayer):
         dtype: torch.dtype,
         kernel: str = "auto",
     ) -> None:
-        super().__init__(weight, bias, dtype, kernel)
-        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
+        """`layer` gives the fields; its weights and bias are not looked at."""
+        left, right, top, bottom = layer._reversed_padding_repeated_twice
+        self.border = (left, right, top, bottom)
+        # Only zeros can be added after quantization: what is copied from the picture is copied before.
+        margins = self.border if layer.padding_mode == "zeros" else (0, 0, 0, 0)
+        window = Window(pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation), margins, layer.groups)
+        super().__init__(weight, bias, dtype, kernel, window)
+        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding, self.padding_mode, self.groups = layer.padding, layer.padding_mode, layer.groups
-        self.margins = tuple(layer._reversed_padding_repeated_twice)  # left, right, top, bottom
+        self.padding, self.padding_mode = layer.padding, layer.padding_mode
 
     @property
     def weight(self) -> Tensor:
-        rows, columns = self.kernel_size
-        return self.dequantized().unflatten(1, (rows, columns, -1)).permute(0, 3, 1, 2).contiguous()
+        return self.dequantized().unflatten(1, (*self.window.kernel_size, -1)).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
-        margins = self.margins
         if self.padding_mode != "zeros":
-            x, margins = functional.pad(x, margins, mode=self.padding_mode), (0, 0, 0, 0)
+            x = functional.pad(x, self.border, mode=self.padding_mode)
         activation = schemes.quantize_activation(x)
-        image = activation.values.permute(0, 2, 3, 1)
-        if any(margins):
-            image = _pad(image, margins, activation.zero_point)
-        integers = self.integers()
-        share, width = self.in_channels // self.groups, self.out_channels // self.groups
-        parts = []
-        for group in range(self.groups):
-            part = image if self.groups == 1 else image[..., group * share : (group + 1) * share]
-            rows, size = kernels.windows(part, pair(self.kernel_size), pair(self.stride), pair(self.dilation))
-            outputs = slice(group * width, (group + 1) * width)
-            parts.append(self.multiply(rows, activation, integers[:, outputs], outputs, x.dtype))
-        out = parts[0] if self.groups == 1 else torch.cat(parts, 1)
-        return out.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
+        if not self.window.is_pointwise:
+            _, _, height, width = x.shape
+            left, right, top, bottom = self.window.margins
+            kernels.output_size(torch.Size((height + top + bottom, width + left + right)), self.window)
+            return self.kernel.conv2d(activation, self.weights(), self.window, x.dtype)
+        pixels = Activation(activation.values.permute(0, 2, 3, 1), activation.scale, activation.zero_point)
+        out = self.kernel.linear(pixels.as_rows(), self.weights(), x.dtype)
+        return out.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
-            f"bits={self.bits}"
+            f"bits={self.bits}, kernel={self.kernel.name}"
         )
-
-
-def _pad(image: Tensor, margins: tuple[int, ...], zero_point: int | Tensor) -> Tensor:
-    """batch × height × width × channels with a border of quantized zeros."""
-    left, right, top, bottom = margins
-    batch, height, width, channels = image.shape
-    padded = image.new_empty(batch, height + top + bottom, width + left + right, channels)
-    padded.copy_(zero_point) if isinstance(zero_point, Tensor) else padded.fill_(zero_point)
-    padded[:, top : top + height, left : left + width] = image
-    return padded
 
 
 def quantize_layer(layer: nn.Linear | nn.Conv2d, bits: int, group_size: int, kernel: str = "auto") -> QuantizedLayer:

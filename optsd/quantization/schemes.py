@@ -125,6 +125,10 @@ class Activation:
     def dequantize(self) -> Tensor:
         return (self.values.float() - self.zero_point) * self.scale
 
+    def as_rows(self) -> "Activation":
+        """The same with everything but the last dimension in one."""
+        return Activation(self.values.reshape(-1, self.values.shape[-1]), self.scale, self.zero_point)
+
 
 ROUNDER = 1.5 * 2**23
 """Adding it to a float32 leaves that number, rounded to even, in the low bits of its representation."""

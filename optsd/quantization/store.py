@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from optsd import records
 from optsd.errors import BadInput, NotFound
 from optsd.patching import Pipeline
+from optsd.quantization.boundary import compute_in_bfloat16
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
@@ -79,7 +80,13 @@ def _save_component(component: Any, folder: Path) -> dict[str, Any]:
         name: {"bits": layer.bits, "inputs": layer.inputs, "dtype": _name(layer.dtype)}
         for name, layer in _layers(component).items()
     }
-    return {"library": library, "class": type(component).__name__, "sha256": _sha256(file), "layers": layers}
+    return {
+        "library": library,
+        "class": type(component).__name__,
+        "sha256": _sha256(file),
+        "casts": hasattr(component, "boundary"),
+        "layers": layers,
+    }
 
 
 def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
@@ -103,6 +110,8 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
         if problem:
             raise BadInput(f"{file} does not fit its configuration: {name} is {problem}", REMEDY)
     component.load_state_dict(tensors, strict=False, assign=True)
+    if row["casts"]:
+        compute_in_bfloat16(component)
     return component.eval()
 
 
@@ -184,7 +193,7 @@ def _layers(component: nn.Module) -> dict[str, QuantizedLayer]:
 def _rows(index: dict[str, Any], folder: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         for name, row in index["components"].items():
-            if not name.isidentifier() or not {"library", "class", "sha256", "layers"} <= row.keys():
+            if not name.isidentifier() or not {"library", "class", "sha256", "casts", "layers"} <= row.keys():
                 raise KeyError(name)
         return list(index["components"].items())
     except (KeyError, AttributeError, TypeError) as error:

@@ -12,7 +12,7 @@ from torch import nn
 from optsd.errors import BadInput, Unsupported
 from optsd.quantization import kernels
 from optsd.quantization.layers import QConv2d, QLinear, quantize_layer
-from optsd.quantization.schemes import quantize_activation
+from optsd.quantization.schemes import Activation, quantize_activation
 
 few = settings(max_examples=25, deadline=None)
 both = pytest.mark.parametrize("bits", [8, 4])
@@ -77,7 +77,7 @@ def test_linear_serves_every_shape(bits, inputs, outputs, before) -> None:
 @pytest.mark.parametrize("kernel", list(kernels.KERNELS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_kernel_and_type(bits, kernel, dtype) -> None:
-    if reason := kernels.KERNELS[kernel].refusal(torch.device("cpu")):
+    if reason := kernels.KERNELS[kernel].refusal(torch.device("cpu"), bits, groups=1):
         pytest.skip(reason)
     agree(nn.Linear(64, 48), bits, torch.randn(3, 5, 64).to(dtype), kernel)
     agree(nn.Conv2d(32, 24, 3, padding=1, stride=2), bits, torch.randn(2, 32, 8, 8).to(dtype), kernel)
@@ -87,7 +87,8 @@ def test_every_kernel_and_type(bits, kernel, dtype) -> None:
 @pytest.mark.parametrize("layer", [nn.Linear(40, 24), nn.Conv2d(8, 24, 3)])
 def test_memory_shrinks_to_the_integers(bits, layer) -> None:
     quantized = quantize_layer(layer, bits, 32)
-    stored = sum(buffer.nbytes for name, buffer in quantized.named_buffers() if name in ("values", "packed"))
+    buffers = {name: tensor.numel() * tensor.itemsize for name, tensor in quantized.named_buffers()}
+    stored = buffers["values" if bits == 8 else "packed"]
     assert stored <= layer.weight.numel() * bits / 8 * (1 if bits == 8 else 96 / 72)  # INT4 pads 72 inputs to 96
     assert not list(quantized.parameters())
 
@@ -130,28 +131,73 @@ def test_calls_are_counted() -> None:
     assert layer.kernel_calls == 2
 
 
+CPU = torch.device("cpu")
+KERNELS_HERE = [kernel for kernel in kernels.KERNELS.values() if not kernel.refusal(CPU, 8, 1)]
+
+
+def int8_weights(kernel: kernels.Kernel, integers: torch.Tensor, window: kernels.Window | None) -> kernels.Weights:
+    """Scale 1 and no bias, so that what comes out is the integer sum itself."""
+    sums = integers.sum(1, dtype=torch.int32)
+    return kernels.Weights(kernel.pack(integers, window), torch.ones(len(integers)), sums, None)
+
+
+def random_int8(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
 @few
-@given(st.integers(1, 40), st.integers(1, 80), st.integers(1, 40), st.integers(0, 99))
-def test_kernels_give_the_reference_integers(rows, inputs, outputs, seed) -> None:
-    source = torch.Generator().manual_seed(seed)
-    left = torch.randint(-128, 128, (rows, inputs), dtype=torch.int8, generator=source)
-    right = torch.randint(-128, 128, (inputs, outputs), dtype=torch.int8, generator=source)
-    wanted = (left.long() @ right.long()).int()
-    for kernel in kernels.KERNELS.values():
-        if not kernel.refusal(left.device):
-            assert torch.equal(kernel.matmul(left, right), wanted), kernel.name
-            assert torch.equal(kernel.matmul(left, right.t().contiguous().t()), wanted), kernel.name
+@given(
+    st.integers(1, 40),
+    st.integers(1, 80),
+    st.integers(1, 40),
+    st.sampled_from([-128, -3, 0, 127]) | st.integers(-128, 127),
+    st.integers(0, 99),
+)
+def test_kernels_give_the_reference_integers_in_linear(rows, inputs, outputs, zero_point, seed) -> None:
+    x, integers = random_int8(rows, inputs, seed=seed), random_int8(outputs, inputs, seed=seed + 1)
+    wanted = ((x.long() - zero_point) @ integers.long().t()).float()
+    for kernel in KERNELS_HERE:
+        weights = int8_weights(kernel, integers, None)
+        given_back = kernel.linear(Activation(x, 1.0, zero_point), weights, torch.float32)
+        assert torch.equal(given_back, wanted), kernel.name
+        assert torch.equal(kernel.unpack(weights.integers, None), integers), kernel.name
+
+
+@few
+@given(
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    margins=st.tuples(*[st.integers(0, 2)] * 4),
+    zero_point=st.sampled_from([-128, -3, 0, 127]) | st.integers(-128, 127),
+    seed=st.integers(0, 99),
+)
+def test_kernels_give_the_reference_integers_in_conv2d(
+    channels, kernel_size, stride, dilation, margins, zero_point, seed
+) -> None:
+    window = kernels.Window(kernel_size, stride, dilation, margins, 1)
+    x = random_int8(2, channels[0], 7, 6, seed=seed)
+    integers = random_int8(channels[1], kernel_size[0] * kernel_size[1] * channels[0], seed=seed + 1)
+    padded = nn.functional.pad(x.double() - zero_point, margins)
+    filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
+    wanted = nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).float()
+    for kernel in KERNELS_HERE:
+        weights = int8_weights(kernel, integers, window)
+        given_back = kernel.conv2d(Activation(x, 1.0, zero_point), weights, window, torch.float32)
+        assert torch.equal(given_back, wanted), kernel.name
+        assert torch.equal(kernel.unpack(weights.integers, window), integers), kernel.name
 
 
 def test_the_largest_sums_do_not_overflow() -> None:
-    left = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
-    for kernel in kernels.KERNELS.values():
-        if not kernel.refusal(left.device):
-            assert (kernel.matmul(left, left.t()) == 128 * 128 * 23040).all(), kernel.name
+    integers = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
+    for kernel in KERNELS_HERE:
+        sums = kernel.linear(Activation(integers, 1.0, 0), int8_weights(kernel, integers, None), torch.float32)
+        assert (sums == 128 * 128 * 23040).all(), kernel.name
 
 
 def test_a_window_larger_than_the_picture_is_refused() -> None:
-    with pytest.raises(BadInput, match="a picture of 2×5 is smaller than the convolution's window; use a larger one"):
+    with pytest.raises(BadInput, match="a picture of 2×5, padding included, is smaller than .*; use a larger one"):
         quantize_layer(nn.Conv2d(3, 3, 3), 8, 32)(torch.randn(1, 3, 2, 5))
 
 
@@ -161,8 +207,10 @@ def test_unknown_kernel() -> None:
 
 
 def test_a_kernel_that_cannot_run_there() -> None:
-    with pytest.raises(Unsupported, match="kernel int_mm cannot run on meta: torch._int_mm does not run on meta"):
+    with pytest.raises(Unsupported, match="kernel int_mm cannot run INT8 on meta: torch._int_mm does not run on meta"):
         kernels.choose(torch.device("meta"), "int_mm")
+    with pytest.raises(Unsupported, match="kernel onednn cannot run INT4 on cpu: .*; use auto"):
+        kernels.choose(CPU, "onednn", bits=4)
 
 
 def test_layers_can_be_sent_to_another_process() -> None:

@@ -77,9 +77,7 @@ def test_a_changed_file_is_refused(folder) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(
-        BadInput, match=f"{WEIGHTS} is not the file that {INDEX} describes: its SHA-256 is another; save"
-    ):
+    with pytest.raises(BadInput, match=f"{WEIGHTS} is not the file that {INDEX} describes: its SHA-256 is"):
         quantization.load(folder)
 
 

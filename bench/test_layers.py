@@ -1,0 +1,107 @@
+"""The layer view: milliseconds and achieved operations a second of SD v1.5's own layer shapes, kernel by kernel.
+
+    pytest bench/test_layers.py --benchmark-columns=min,median,rounds
+
+One group a shape. Random numbers: what a layer holds does not change how long it takes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from optsd.quantization.kernels import KERNELS
+
+pytestmark = pytest.mark.speed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer of SD v1.5's UNet; `side` is that of its picture, where the latents' side is 32 (256×256 pixels)."""
+
+    layer: str
+    inputs: int
+    outputs: int
+    kernel_size: int  # 0: a Linear layer
+    side: int
+
+    def __str__(self) -> str:
+        kind = f"conv{self.kernel_size}x{self.kernel_size}" if self.kernel_size else "linear"
+        return f"{kind} {self.inputs}-{self.outputs} at {self.side}x{self.side}"
+
+
+SHAPES = (
+    Shape("down_blocks.0.resnets.0.conv1", 320, 320, 3, 32),
+    Shape("down_blocks.1.resnets.1.conv1", 640, 640, 3, 16),
+    Shape("down_blocks.2.resnets.1.conv1", 1280, 1280, 3, 8),
+    Shape("mid_block.resnets.0.conv1", 1280, 1280, 3, 4),
+    Shape("up_blocks.3.resnets.0.conv1", 960, 320, 3, 32),
+    Shape("up_blocks.1.resnets.0.conv1", 2560, 1280, 3, 8),
+    Shape("down_blocks.0.attentions.0.proj_in", 320, 320, 1, 32),
+    Shape("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 320, 320, 0, 32),
+    Shape("down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj", 320, 2560, 0, 32),
+    Shape("down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj", 640, 5120, 0, 16),
+    Shape("down_blocks.2.attentions.0.transformer_blocks.0.ff.net.2", 5120, 1280, 0, 8),
+)
+FLOATS = ("float32", "bfloat16", "float16")
+LATENTS = {"cpu": 2, "cuda": 8}  # one picture with guidance; the guide's batch of 4 with guidance
+SCALE = {"cpu": 1, "cuda": 2}  # 256×256 pixels, and the guide's 512×512
+
+
+@pytest.fixture(scope="module")
+def device(pytestconfig: pytest.Config) -> str:
+    from optsd.models import resolve_device
+
+    return resolve_device(pytestconfig.getoption("--device")).type
+
+
+def make(shape: Shape, how: str, device: str) -> tuple[Callable[[], object], int]:
+    """A call of the layer and its operations: two for each multiplication and addition."""
+    import torch
+
+    from optsd.quantization.layers import quantize_layer
+
+    side = shape.side * SCALE[device]
+    batch = LATENTS[device]
+    layer: torch.nn.Linear | torch.nn.Conv2d
+    if shape.kernel_size:
+        layer = torch.nn.Conv2d(shape.inputs, shape.outputs, shape.kernel_size, padding=shape.kernel_size // 2)
+        x = torch.randn(batch, shape.inputs, side, side).contiguous(memory_format=torch.channels_last)
+        layer = layer.to(memory_format=torch.channels_last)
+    else:
+        layer, x = torch.nn.Linear(shape.inputs, shape.outputs), torch.randn(batch, side * side, shape.inputs)
+    operations = 2 * batch * side * side * layer.weight.numel()
+    dtype = getattr(torch, how) if how in FLOATS else torch.float16 if device == "cuda" else torch.float32
+    layer, x = layer.requires_grad_(False).to(device, dtype), x.to(device, dtype)
+    if how in FLOATS:
+        return (lambda: layer(x)), operations
+    bits, _, kernel = how.partition(" ")
+    quantized = quantize_layer(layer, int(bits.removeprefix("int")), 32, kernel)
+    return (lambda: quantized(x)), operations
+
+
+@pytest.mark.parametrize("how", [*FLOATS, *(f"int{bits} {kernel}" for bits in (8, 4) for kernel in KERNELS)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
+    import torch
+
+    from optsd.measure.time import synchronize
+
+    if how == "float16" and device == "cpu":
+        pytest.skip("CPUs without AVX512-FP16 compute float16 by way of float32")
+    kernel = how.partition(" ")[2]
+    if kernel == "reference" and shape.kernel_size == 3:
+        pytest.skip("the reference is for comparing numbers; its 1×1 and Linear times say how slow it is")
+    if kernel and (reason := KERNELS[kernel].refusal(torch.device(device), 8 if "int8" in how else 4, groups=1)):
+        pytest.skip(reason)
+    call, operations = make(shape, how, device)
+
+    def run() -> None:
+        call()
+        synchronize(torch.device(device))
+
+    benchmark.group = f"{shape} ({shape.layer})"
+    benchmark.extra_info.update({"how": how, "operations": operations})
+    benchmark.pedantic(run, rounds=10, warmup_rounds=2)
+    if benchmark.stats:
+        benchmark.extra_info["gigaoperations_s"] = round(operations / benchmark.stats.stats.min / 1e9, 1)
