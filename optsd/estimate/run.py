@@ -1,0 +1,224 @@
+"""Runs a pipeline under fake tensors, with the target device's kernels, and hands back what was traced."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
+
+from optsd.errors import BadInput, OptsdError, Unsupported
+from optsd.estimate import architectures
+from optsd.estimate.devices import Device
+from optsd.estimate.trace import DENOISERS, TargetKernels, Tracer
+from optsd.patching import Patch
+from optsd.records import Workload
+from optsd.variants import Variant, against_eager
+
+PROCESSORS = {"baseline": AttnProcessor, "sdpa": AttnProcessor2_0}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One traced call of a pipeline; `calls` is how often the whole workload runs the denoiser."""
+
+    tracer: Tracer
+    denoiser: str
+    calls: int
+    parameters: dict[str, int]  # by component
+    weight_bytes: dict[str, int]  # by component
+    touched: tuple[str, ...]
+    proof: dict[str, Any]
+
+
+def trace_fake(model: str, variant: str, workload: Workload, device: Device, steps: int) -> Traced:
+    """Build, patch and run `model` under fake tensors, with `steps` denoising steps. Needs no weights and no GPU.
+
+    Raises Unsupported, naming it, for an operation that has no shape rule or whose result depends on values.
+    """
+    technique = against_eager(variant)
+    if any(step.slot == "compilation" for step in technique.steps):
+        raise Unsupported(
+            f"{variant} cannot be estimated: what its compiler fuses is decided when it runs", "leave compile out"
+        )
+    tracer = Tracer(device.kind, device.granularity, fake=True)
+    with (
+        torch.no_grad(),
+        _target(device),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.device(device.kind),
+        tracer,
+        _clear_errors(),
+    ):
+        pipe = architectures.build(model, getattr(torch, workload.dtype))
+        parameters = {
+            name: sum(parameter.numel() for parameter in part.parameters())
+            for name, part in pipe.components.items()
+            if isinstance(part, nn.Module)
+        }
+        patch = _apply(pipe, technique)
+        calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
+        tracer.start(pipe.components)
+        weight_bytes = tracer.weight_bytes
+        with tracer.following_modules(), _convertible(tracer), TargetKernels(tracer):
+            run(pipe, workload, steps)
+        return Traced(tracer, denoiser(pipe), calls, parameters, weight_bytes, patch.touched, patch.proof)
+
+
+def trace_real(pipe: Any, workload: Workload, steps: int) -> Tracer:
+    """The same tracing of a pipeline that has its weights: the live tensors that it really has."""
+    tracer = Tracer(pipe.device.type)
+    with torch.no_grad(), tracer:
+        tracer.start(pipe.components)
+        with tracer.following_modules():
+            run(pipe, workload, steps)
+    return tracer
+
+
+def run(pipe: Any, workload: Workload, steps: int) -> None:
+    """One call of any text- or class-conditioned pipeline, with the inputs that its signature has."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    inputs = {
+        "prompt": ["a picture"] * workload.batch_size,
+        "class_labels": [0] * workload.batch_size,
+        "height": workload.height,
+        "width": workload.width,
+        "num_inference_steps": steps,
+        "guidance_scale": workload.guidance,
+        "output_type": "pt",
+    }
+    if "height" not in accepted:
+        _check_size(pipe, workload)
+    pipe(**{name: value for name, value in inputs.items() if name in accepted})
+
+
+def _apply(pipe: Any, technique: Variant) -> Patch:
+    """Apply the variant. The techniques are the UNet's; a transformer has its attention kernel chosen here."""
+    if hasattr(pipe, "unet") or technique.name not in PROCESSORS:
+        return technique.apply(pipe)
+    model = getattr(pipe, denoiser(pipe))
+    model.set_attn_processor(PROCESSORS[technique.name]())
+    return Patch(technique.name, tuple(model.attn_processors))
+
+
+def denoiser(pipe: Any) -> str:
+    """The name of the component that runs once a step. Raises BadInput for a pipeline that has none."""
+    for name in DENOISERS:
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise BadInput(f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}", "choose a diffusion pipeline")
+
+
+def _check_size(pipe: Any, workload: Workload) -> None:
+    side = getattr(pipe, denoiser(pipe)).config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    if (workload.height, workload.width) != (side, side):
+        raise BadInput(
+            f"{type(pipe).__name__} draws {side}×{side} pixels only, not {workload.width}×{workload.height}",
+            f"give --size {side}",
+        )
+
+
+def _run_scheduler_on_real_tensors(pipe: Any, tracer: Tracer, steps: int) -> int:
+    """Let the scheduler compute with real numbers, which decide how it goes on; how often `steps` call the denoiser.
+
+    Its tensors are latents, thousands of times smaller than the denoiser's activations: they are not counted.
+    """
+
+    def real(value: Any) -> Any:
+        return torch.ones(value.shape, dtype=value.dtype) if isinstance(value, FakeTensor) else value
+
+    def wrapped(method: Callable) -> Callable:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            fake = next((each for each in (*args, *kwargs.values()) if isinstance(each, FakeTensor)), None)
+            if "device" in kwargs:
+                kwargs["device"] = "cpu"
+            with tracer.paused(), unset_fake_temporarily(), torch.device("cpu"):
+                result = method(*map(real, args), **{name: real(value) for name, value in kwargs.items()})
+            return result if fake is None else _like(result, fake)
+
+        return call
+
+    with tracer.paused(), unset_fake_temporarily(), torch.device("cpu"):
+        scheduler = pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        calls = len(scheduler.timesteps)
+    for name in ("set_timesteps", "scale_model_input", "step"):
+        setattr(scheduler, name, wrapped(getattr(scheduler, name)))
+    return calls
+
+
+def _like(result: Any, fake: Tensor) -> Any:
+    """A scheduler's result with fake tensors in place of the real ones."""
+    if isinstance(result, Tensor):
+        return torch.empty(result.shape, dtype=result.dtype, device=fake.device) if result.ndim else result
+    if isinstance(result, tuple):
+        return tuple(_like(each, fake) for each in result)
+    if hasattr(result, "prev_sample"):
+        return type(result)(**{key: _like(value, fake) for key, value in result.items()})
+    return result
+
+
+@contextlib.contextmanager
+def _convertible(tracer: Tracer) -> Iterator[None]:
+    """Let modules change their type in mid-run, as SDXL's VAE does: torch's own way swaps tensors, fake ones refuse."""
+
+    def apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for child in module.children() if recurse else ():
+            apply(child, convert)
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    changed = convert(tensor)
+                    tracer.own(changed, module)
+                    held[name] = nn.Parameter(changed, requires_grad=False) if held is module._parameters else changed
+        return module
+
+    with mock.patch.object(nn.Module, "_apply", apply):
+        yield
+
+
+@contextlib.contextmanager
+def _target(device: Device) -> Iterator[None]:
+    """Techniques that ask which GPU there is hear of the one that is modelled."""
+    if device.kind != "cuda":
+        yield
+        return
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", lambda *_: device.capability),
+        mock.patch.object(torch.cuda, "get_device_name", lambda *_: device.title),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """torch's exceptions of fake tensors as one line that names the operation."""
+    try:
+        yield
+    except OptsdError:
+        raise
+    except (UnsupportedOperatorException, DynamicOutputShapeException, NotImplementedError) as error:
+        name = getattr(error, "func", None) or str(error).splitlines()[0][:120]
+        raise Unsupported(
+            f"the operation {name} has no shape rule, so its memory cannot be estimated",
+            "give it one with torch.library.register_fake",
+        ) from error
+    except DataDependentOutputException as error:
+        raise Unsupported(
+            f"a decision depends on the values that {error.func} reads, which an estimate does not have",
+            "let the technique decide by shapes and types",
+        ) from error
