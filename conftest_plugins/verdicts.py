@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest_plugins.options import OUTPUT, VARIANTS
+from conftest_plugins.results import RECORDER
 from optsd.errors import BadInput, OptsdError
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.claims import judge_claims
@@ -31,6 +32,8 @@ _OUTCOME = pytest.StashKey["Outcome"]()
 NOT_FOR_REPEATS = ("--repeat", "--output", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
+
+_FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 @dataclass
@@ -110,6 +113,18 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         session.config.stash[_WATCH] = Watch()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A gate whose benches were all skipped, or not there, has not passed."""
+    config = session.config
+    asked = [option for option in JUDGED_ONCE if config.getoption(option)]
+    if not asked or config.option.collectonly or hasattr(config, "workerinput") or not config.stash[RECORDER].empty:
+        return
+    config.stash[_OUTCOME].lines.append(f"{asked[0]} judged nothing: this run measured nothing; run pytest bench")
+    if session.exitstatus in _FINE:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def judge(config: pytest.Config, results: Results) -> Results:
     """The results with the machine's load meanwhile and every verdict; repeats the run first if it was asked for."""
     outcome, folder = config.stash[_OUTCOME], config.stash[OUTPUT]
@@ -149,7 +164,7 @@ def judge(config: pytest.Config, results: Results) -> Results:
 def exit_status(config: pytest.Config, results: Results, status: int) -> int:
     """pytest's own status, or 1 where a verdict fails the run that pytest thinks well of."""
     outcome = config.stash[_OUTCOME]
-    if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and (outcome.failed or outcome.must_fail):
+    if status in _FINE and (outcome.failed or outcome.must_fail):
         return pytest.ExitCode.TESTS_FAILED
     return status
 

@@ -1,0 +1,65 @@
+import json
+import time
+
+import numpy as np
+import pytest
+
+from optsd.errors import BadInput
+from optsd.judge import trials
+from optsd.measure.environment import machine
+
+
+def made_up_runs(count, noise):
+    generator = np.random.default_rng(0)
+    runs = []
+    for _ in range(count):
+        load = generator.uniform(1, 2, 12)  # every round meets another machine
+        seconds = {name: list(load * generator.lognormal(0, noise, 12)) for name in ("baseline", "again")}
+        for name, delay in trials.DELAYS.items():
+            seconds[name] = list(load * (1 + delay) * generator.lognormal(0, noise, 12))
+        runs.append({"seconds": seconds, "load": {"others_cpu_share": 0.5}, "machine": machine()})
+    return runs
+
+
+def test_the_gate_sees_what_is_slower_through_the_noise():
+    found = trials.judge_trials(made_up_runs(9, noise=0.03))
+    assert [rows["flash speedup"] for rows in found["30 % slower"]] == ["regressed"] * 8
+    assert "regressed" not in [rows["flash speedup"] for rows in found["identical"]]
+    assert {rows["flash latency_s"] for rows in found["30 % slower"]} == {"insufficient data"}
+
+
+def test_table(tmp_path, capsys):
+    file = tmp_path / "trials.jsonl"
+    file.write_text("".join(json.dumps(run) + "\n" for run in made_up_runs(4, noise=0.01)))
+    assert trials.main(["table", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 trials of 12 interleaved rounds each. Other processes used 50% to 50% of the CPU" in printed
+    assert "| 30 % slower | 3 of 3 | 3 | 0 | 0 | 0 | +3" in printed
+    assert "| identical | 0 of 3 | 0 | 0 | 3 | 0 | " in printed
+
+
+def test_the_delay_is_real_and_in_proportion():
+    step = trials.DelayedStep(lambda: time.sleep(0.05))
+    step.delay, step.unet_share = 0.3, 0.5
+    start = time.perf_counter()
+    step()
+    # 0.05 s of work that is half of the whole: 30 % of 0.1 s on top
+    assert time.perf_counter() - start >= 0.08
+
+
+def test_a_run_times_every_build_in_every_round():
+    calls = []
+    step = trials.DelayedStep(lambda: None)
+    run = trials.time_run(lambda: calls.append("baseline"), lambda: calls.append(step.delay), step, rounds=2)
+    every = sorted(["baseline", "baseline", 0.0, 0.05, 0.12, 0.30], key=str)
+    assert sorted(calls[:6], key=str) == sorted(calls[6:], key=str) == every
+    assert calls[:6] != calls[6:]
+    assert {len(readings) for readings in run["seconds"].values()} == {2}
+
+
+def test_a_file_without_trials(tmp_path):
+    with pytest.raises(BadInput, match="has no trials .*; make it with: python -m optsd.judge.trials measure FILE"):
+        trials.read(tmp_path / "none.jsonl")
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match="a line is no run"):
+        trials.read(tmp_path / "other.jsonl")

@@ -1,0 +1,305 @@
+"""Each exit status and each message of the judging plugin, seen through pytest itself. Nothing here is measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optsd.judge.reading import read_baselines
+from optsd.records import Results
+
+EXPECTED = Path(__file__).parents[2] / "expected"
+PLUGINS = ("options", "results", "verdicts")
+
+CONFTEST = """
+import pytest
+from conftest_plugins.options import WORKLOAD
+from optsd.records import Workload
+
+def pytest_configure(config):
+    config.stash[WORKLOAD] = Workload({model!r}, {device!r}, {dtype!r}, 50, 7.5, 512, 512, 4)
+"""
+
+BENCH = """
+import pytest
+from optsd.records import Measurement, Technique, write_atomically
+from conftest_plugins.options import OUTPUT
+
+@pytest.mark.speed
+@pytest.mark.parametrize("name", ["baseline", "int8"])
+def test_speed(recorder, name, pytestconfig):
+    speedup = 1.0 if name == "baseline" else {speedup}
+    seconds = tuple(2.5 / speedup * (1 + 0.001 * i) for i in range(8))
+    recorder.measure(name, "latency_s", seconds[4], (seconds[0], seconds[-1]), seconds)
+    recorder.measure(name, "speedup", speedup, (speedup, speedup), (speedup,) * 8)
+    recorder.technique(Technique(name, True, ("unet",), {{"kernel": "flash"}}))
+    file = f"images/{{name}}/0000.png"
+    write_atomically(pytestconfig.stash[OUTPUT] / file, {pixels})
+    recorder.image({{"variant": name, "prompt": "p", "seed": 42, "index": 0, "file": file}})
+"""
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """A made-up project: benches that measure what they are told to, the real claims, no report."""
+    machine = {"cpu": {"name": "Test", "usable_cores": 2}, "versions": {"torch": "2.15"}, "gpus": []}
+    monkeypatch.setattr("optsd.measure.environment.machine", lambda: dict(machine))
+    monkeypatch.setattr("optsd.measure.environment.gpus", list)
+    monkeypatch.setattr("optsd.report.write", lambda results, folder: None)
+    monkeypatch.setattr("optsd.report.print_table", lambda results, console: None)
+
+    class Project:
+        path = pytester.path
+        baselines = pytester.path / "expected" / "baselines" / "test-2-cores.json"
+
+        def bench(self, speedup=1.4, pixels="b'pixels'", model="sd15", device="cuda", dtype="float16"):
+            pytester.makeconftest(CONFTEST.format(model=model, device=device, dtype=dtype))
+            folder = pytester.mkdir("bench") if not (pytester.path / "bench").is_dir() else pytester.path / "bench"
+            (folder / "test_speed.py").write_text(BENCH.format(speedup=speedup, pixels=pixels))
+            (folder / "test_claims.py").write_text((EXPECTED.parent / "bench" / "test_claims.py").read_text())
+            return self
+
+        def run(self, *arguments, deselect=True):
+            words = [word for plugin in PLUGINS for word in ("-p", f"conftest_plugins.{plugin}")]
+            # The noise floor of images needs a model; it is a bench like any other.
+            chosen = ["--deselect", "bench/test_claims.py::test_noise_floor_of_images"] if deselect else []
+            return pytester.runpytest_inprocess(*words, *chosen, "-p", "no:cacheprovider", *arguments)
+
+        def results(self):
+            return Results.read(pytester.path / "reports" / "latest" / "results.json")
+
+        def status(self, variant, metric):
+            rows = self.results().verdicts
+            return [row.status for row in rows if (row.variant, row.metric) == (variant, metric)]
+
+    pytester.makeini(
+        "[pytest]\naddopts = --import-mode=importlib\nmarkers =\n    speed\n    quality\n    claims\n    memory\n"
+    )
+    (pytester.path / "expected" / "baselines").mkdir(parents=True)
+    (pytester.path / "expected" / "claims.json").write_text((EXPECTED / "claims.json").read_text())
+    return Project()
+
+
+CPU = {"model": "shapes", "device": "cpu", "dtype": "float32"}
+
+
+# --- claims
+
+
+def test_without_options_claims_are_judged_and_fail_nothing(project):
+    result = project.bench(speedup=1.0).run("bench", "--variant=int8")
+    assert result.ret == 0
+    assert project.status("int8", "speedup") == ["missed", "missed"]  # the results table and the targets
+    result.assert_outcomes(passed=2, deselected=project_claims(project) + 1)
+
+
+def project_claims(project):
+    return sum(row.source.startswith("/") for row in project.results().verdicts)
+
+
+def test_a_missed_claim_fails_where_claims_are_asked_for(project):
+    result = project.bench(speedup=1.0).run("bench", "--variant=int8", "--claims", "-k", "speed")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*missed: int8 speedup 1.0 instead of 1.39 (±10 %)*", "MISSED int8 speedup: *"])
+
+
+def test_claims_hold_and_the_rest_is_not_measured(project):
+    result = project.bench(speedup=1.4).run("bench", "--variant=int8", "--claims")
+    assert result.ret == 1
+    assert project.status("int8", "speedup") == ["reproduced", "reproduced"]
+    result.stdout.fnmatch_lines(["NOT MEASURED int8 memory_reduction: no bench of this run measured it"])
+
+
+def test_claims_on_another_workload_judge_nothing(project):
+    result = project.bench(**CPU).run("bench", "--variant=int8", "--claims")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["--claims judged nothing: not comparable, model shapes instead of sd15, device cpu*"])
+
+
+def test_claims_that_none_of_the_variants_is_about(project):
+    (project.path / "expected" / "claims.json").write_text(
+        json.dumps({**json.loads((EXPECTED / "claims.json").read_text()), "claims": []})
+    )
+    result = project.bench().run("bench", "--variant=int8", "--claims")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["--claims judged nothing: no row is about the variants of this run"])
+
+
+def test_a_wrong_claims_file_is_wrong_usage(project):
+    file = project.path / "expected" / "claims.json"
+    file.write_text(file.read_text().replace("1.39", "0", 1))
+    result = project.bench().run("bench")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: *claims.json: claims row 5 (int8 speedup): expected 0 is not above zero*"])
+
+
+def test_a_missing_claims_file_is_wrong_usage_where_claims_are_asked_for(project):
+    result = project.bench().run("bench", "--claims", "--expected=nowhere")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: cannot read *nowhere/claims.json*; give the path of an expectations file"])
+
+
+# --- the gate
+
+
+def record(project, **bench):
+    return project.bench(**CPU, **bench).run("bench", "--variant=int8", "--expected-update")
+
+
+def test_recording_writes_the_file_and_still_fails(project):
+    result = record(project)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["recorded 3 figures in *test-2-cores.json: look at the difference, commit it*"])
+    assert read_baselines(project.baselines).runs[0].row("int8", "speedup").value == 1.4
+
+
+def test_a_gate_passes_what_is_as_fast_as_it_was(project):
+    record(project)
+    result = project.run("bench", "--variant=int8", "--gate")
+    assert result.ret == 0
+    assert "ok" in project.status("int8", "speedup")
+
+
+def test_a_regression_fails_a_gate_and_only_a_gate(project):
+    record(project)
+    project.bench(**CPU, speedup=1.0)
+    assert project.run("bench", "--variant=int8").ret == 0
+    result = project.run("bench", "--variant=int8", "--gate")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["REGRESSED int8 speedup: +40.0% worse (*"])
+
+
+def test_an_improvement_is_offered_and_not_taken(project):
+    record(project)
+    before = project.baselines.read_bytes()
+    result = project.bench(**CPU, speedup=2.0).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["improved: int8 speedup, *; tighten the baseline with --expected-update"])
+    assert project.baselines.read_bytes() == before
+
+
+def test_a_gate_without_a_baseline_fails(project):
+    result = project.bench(**CPU).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["NO BASELINE int8 speedup: this machine has no file; record it with --expected-update"]
+    )
+
+
+def test_a_gate_fails_for_what_was_not_measured(project):
+    record(project)
+    result = project.run("bench", "--variant=int8", "--gate", "-k", "baseline")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["NOT MEASURED int8 speedup: no bench of this run measured it"])
+
+
+def test_a_gate_on_another_torch_judges_nothing(project):
+    record(project)
+    project.baselines.write_text(project.baselines.read_text().replace('"2.15"', '"2.11"'))
+    result = project.run("bench", "--variant=int8", "--gate")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["--gate judged nothing: not comparable, torch 2.15 instead of 2.11"])
+
+
+def test_a_damaged_baseline_stops_a_gate_before_it_runs(project):
+    record(project)
+    project.baselines.write_text(project.baselines.read_text()[:400])
+    result = project.run("bench", "--gate")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: *test-2-cores.json is no JSON, or a part of it is missing*"])
+
+
+def test_a_damaged_baseline_is_said_where_no_gate_was_asked_for(project):
+    record(project)
+    project.baselines.write_text("{")
+    result = project.run("bench", "--variant=int8")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*test-2-cores.json is no JSON*restore it from version control"])
+
+
+@pytest.mark.parametrize("option", ["--gate", "--claims", "--expected-update"])
+def test_a_run_that_measured_nothing_passes_no_gate(project, option):
+    result = project.bench(**CPU).run("bench", option, "-m", "memory")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"{option} judged nothing: this run measured nothing; run pytest bench"])
+
+
+def test_a_failed_test_stays_a_failed_run(project):
+    record(project)
+    project.bench(**CPU, speedup="1 / 0")
+    result = project.run("bench", "--variant=int8")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1, deselected=31 - 10)
+
+
+# --- repeats
+
+
+@pytest.fixture
+def repeats(project, monkeypatch):
+    """Runs the repeats in this process: the made-up machine holds there only."""
+
+    def use(*changes):
+        def run(command, cwd):
+            project.bench(**CPU, **changes[len(done) % len(changes)])
+            done.append(command)
+            return project.run(*command[command.index("bench") :])
+
+        done = []
+        monkeypatch.setattr("conftest_plugins.verdicts.subprocess.run", run)
+        return done
+
+    return use
+
+
+def test_repeated_runs_that_agree(project, repeats):
+    done = repeats({})
+    result = project.bench(**CPU).run("bench", "--variant=int8", "--repeat=3", "--junitxml=one.xml")
+    assert result.ret == 0
+    assert len(done) == 2
+    assert not any("junitxml" in word for command in done for word in command)
+    assert project.status("int8", "latency_s") == ["agrees"]
+    assert project.status("int8", "images") == ["agrees"]
+    assert (project.path / "reports/latest/repeat-3/results.json").is_file()
+
+
+def test_a_figure_that_differs_is_said_and_fails_nothing(project, repeats):
+    repeats({"speedup": 1.9})
+    assert project.bench(**CPU).run("bench", "--variant=int8", "--repeat", "2").ret == 0
+    assert project.status("int8", "latency_s") == ["differs"]
+
+
+def test_a_picture_that_differs_fails_the_run(project, repeats):
+    repeats({"pixels": "b'other'"})
+    result = project.bench(**CPU).run("bench", "--variant=int8", "--repeat", "2")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["DIFFERS int8 images: 0 of 1 pictures are identical in 2 runs"])
+
+
+def test_a_repeat_that_leaves_nothing_is_an_error(project, monkeypatch):
+    class Ended:
+        returncode = 3
+
+    monkeypatch.setattr("conftest_plugins.verdicts.subprocess.run", lambda command, cwd: Ended)
+    result = project.bench(**CPU).run("bench", "--variant=int8", "--repeat=2")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["run 2 of --repeat left no results (exit status 3); see its output above"])
+
+
+def test_too_few_repeats_are_wrong_usage(project):
+    result = project.bench(**CPU).run("bench", "--repeat=0")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --repeat 0 is too small; give 1 or more"])
+
+
+# --- what lies beside the results
+
+
+def test_files_for_ci_and_the_load_of_the_machine(project):
+    project.bench(**CPU).run("bench", "--variant=int8", "--junitxml=junit.xml")
+    folder = project.path / "reports" / "latest"
+    rows = json.loads((folder / "benchmark-bigger-is-better.json").read_text())
+    assert {row["name"] for row in rows} == {"baseline speedup", "int8 speedup"}
+    assert (folder / "benchmark-smaller-is-better.json").is_file()
+    assert "test_speed" in (project.path / "junit.xml").read_text()
+    assert 0 <= project.results().machine["load"]["others_cpu_share"] <= 1
