@@ -4,6 +4,7 @@ python -m optsd.estimate.claims
 """
 
 import argparse
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +46,10 @@ def on(trace: Estimate, device: str) -> Estimate:
 
 def _introduction() -> str:
     guide = read_claims(CLAIMS).guide
-    return (
-        "# Which of the guide's figures can be true\n\n"
-        "Written by `python -m optsd.estimate.claims`; do not edit by hand. No GPU was used: every figure below follows\n"
-        "from SD v1.5's architecture, the workload (float16, 512×512, 50 steps, guidance 7.5) and data sheets.\n\n"
-        f"The claims: `expected/claims.json`, from {guide}."
+    return "# Which of the guide's figures can be true\n\n" + _paragraph(
+        "Written by `python -m optsd.estimate.claims`; do not edit by hand. No GPU was used: every figure below "
+        "follows from SD v1.5's architecture, the workload (float16, 512×512, 50 steps, guidance 7.5) and data "
+        f"sheets. The claims are those of `expected/claims.json`, from {guide}."
     )
 
 
@@ -97,8 +97,12 @@ def _verdicts(traces: dict[tuple[int, str], Estimate]) -> str:
     beyond = sum(bound.status == "unattainable" for bound in found)
     return (
         "## The claims as the guide makes them\n\n"
-        "Batch 4, baseline with eager attention, on an A100 (the guide names no GPU). The bound is what the technique\n"
-        f"gives when it is perfect. {beyond} of {len(found)} claims are beyond it by more than their tolerance.\n\n"
+        + _paragraph(
+            "Batch 4, baseline with eager attention, on an A100 (the guide names no GPU). The bound is what the "
+            f"technique gives when it is perfect. {beyond} of {len(found)} claims are beyond it by more than their "
+            "tolerance."
+        )
+        + "\n\n"
         + _markdown(("variant", "metric", "claimed", "at best", "verdict", "arithmetic"), rows)
     )
 
@@ -129,13 +133,21 @@ def _memory(traces: dict[tuple[int, str], Estimate]) -> str:
         )
     return (
         "## Memory under every reading\n\n"
-        "The guide claims 34-35 % for INT8 and 55 % for INT4. What perfect quantization of the weights saves, by batch,\n"
-        "attention of the baseline, and what is quantized; of the whole pipeline's peak, and of the UNet's alone:\n\n"
+        + _paragraph(
+            "The guide claims 34-35 % for INT8 and 55 % for INT4. What perfect quantization of the weights saves, by "
+            "batch, attention of the baseline, and what is quantized; of the whole pipeline's peak, and of the UNet's "
+            "alone:"
+        )
+        + "\n\n"
         + _markdown(
             ("batch", "baseline's attention", "quantized", "INT8", "INT4", "INT8, UNet alone", "INT4, UNet alone"), rows
         )
-        + "\n\nThe guide claims 23-25 % for Flash Attention and 42 % for INT8 with it. Against the eager baseline, with the\n"
-        "UNet quantized whole and, but for the first column, pictures decoded one by one:\n\n"
+        + "\n\n"
+        + _paragraph(
+            "The guide claims 23-25 % for Flash Attention and 42 % for INT8 with it. Against the eager baseline, with "
+            "the UNet quantized whole and, but for the first column, pictures decoded one by one:"
+        )
+        + "\n\n"
         + _markdown(
             ("batch", "fused", "fused, decoding one by one", "fused, UNet alone", "INT8 + fused", "INT4 + fused"), flash
         )
@@ -155,10 +167,13 @@ def _speed(traces: dict[tuple[int, str], Estimate]) -> str:
             rows.append((str(batch), eager.device.title, f"{latency:.3f} s", *cells))
     return (
         "## Speed\n\n"
-        "The guide claims 1.39× (INT8), 1.79× (INT4), 1.19× (Flash), 1.65× (INT8 with Flash). First what comes out where\n"
-        "every operation runs at the data sheet's rates, then the bound, for which what the technique changes may run\n"
-        f"{1 / bounds.SLOWEST:g} times slower than that in the baseline. A claim between the two needs a baseline that uses the\n"
-        "device badly; a claim beyond the second cannot be true.\n\n"
+        + _paragraph(
+            "The guide claims 1.39× (INT8), 1.79× (INT4), 1.19× (Flash), 1.65× (INT8 with Flash). First what comes out "
+            "where every operation runs at the data sheet's rates, then the bound, for which what the technique "
+            f"changes may run {1 / bounds.SLOWEST:g} times slower than that in the baseline. A claim between the two "
+            "needs a baseline that uses the device badly; a claim beyond the second cannot be true."
+        )
+        + "\n\n"
         + _markdown(
             ("batch", "device", "baseline's least time an image", "int8", "int4", "flash", "int8+flash", "kvcache"),
             rows,
@@ -168,17 +183,20 @@ def _speed(traces: dict[tuple[int, str], Estimate]) -> str:
 
 def _method(traces: dict[tuple[int, str], Estimate]) -> str:
     fused = traces[1, "sdpa"]
-    return (
-        "## How it is computed\n\n"
-        "The pipeline runs under torch's fake tensors, and every allocation and operation is followed: `optsd/estimate`\n"
-        "says how. Peaks are of live tensors; libraries, their workspaces and what the allocator keeps come on top.\n"
-        "Times are those of a roofline with one kernel for each operation. How far from it real runs are: diffusers with\n"
-        f"SDPA needs {PUBLISHED_S} s for one image and {PUBLISHED_STEPS} steps on an A100 80 GB (fal-ai's\n"
-        "stable-diffusion-benchmarks), where the roofline says "
-        f"{roofline.seconds(fused):.3f} s: {roofline.of_roofline(PUBLISHED_S, fused):.0%} of it. Its multiplications alone\n"
-        f"need {roofline.arithmetic_seconds(fused):.3f} s: an MFU of "
+    return "## How it is computed\n\n" + _paragraph(
+        "The pipeline runs under torch's fake tensors, and every allocation and operation is followed: "
+        "`optsd/estimate` says how. Peaks are of live tensors; libraries, their workspaces and what the allocator "
+        "keeps come on top. Times are those of a roofline with one kernel for each operation. How far from it real "
+        f"runs are: diffusers with SDPA needs {PUBLISHED_S} s for one image and {PUBLISHED_STEPS} steps on an A100 "
+        "80 GB (fal-ai's stable-diffusion-benchmarks), where the roofline says "
+        f"{roofline.seconds(fused):.3f} s: {roofline.of_roofline(PUBLISHED_S, fused):.0%} of it. Its "
+        f"multiplications alone need {roofline.arithmetic_seconds(fused):.3f} s: an MFU of "
         f"{roofline.flops_utilization(PUBLISHED_S, fused):.0%}."
     )
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _markdown(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

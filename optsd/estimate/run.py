@@ -25,6 +25,7 @@ from optsd.estimate import architectures
 from optsd.estimate.devices import Device
 from optsd.estimate.trace import DENOISERS, TargetKernels, Tracer
 from optsd.patching import Patch
+from optsd.quantization import kernels
 from optsd.records import Workload
 from optsd.variants import Variant, against_eager
 
@@ -55,12 +56,14 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
             f"{variant} cannot be estimated: what its compiler fuses is decided when it runs", "leave compile out"
         )
     tracer = Tracer(device.kind, device.granularity, fake=True)
+    kernels.choose(torch.device("cpu"), bits=4)  # tries the CPU's arithmetic, once in a process: with real numbers
     with (
         torch.no_grad(),
         _target(device),
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.device(device.kind),
         tracer,
+        _convertible(tracer),
         _clear_errors(),
     ):
         pipe = architectures.build(model, getattr(torch, workload.dtype))
@@ -73,7 +76,7 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
-        with tracer.following_modules(), _convertible(tracer), TargetKernels(tracer):
+        with tracer.following_modules(), TargetKernels(tracer):
             run(pipe, workload, steps)
         return Traced(tracer, denoiser(pipe), calls, parameters, weight_bytes, patch.touched, patch.proof)
 
@@ -178,7 +181,7 @@ def _convertible(tracer: Tracer) -> Iterator[None]:
 
     def apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         for child in module.children() if recurse else ():
-            apply(child, convert)
+            child._apply(convert)
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
@@ -198,8 +201,8 @@ def _target(device: Device) -> Iterator[None]:
         yield
         return
     with (
-        mock.patch.object(torch.cuda, "get_device_capability", lambda *_: device.capability),
-        mock.patch.object(torch.cuda, "get_device_name", lambda *_: device.title),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=device.capability),
+        mock.patch.object(torch.cuda, "get_device_name", return_value=device.title),
     ):
         yield
 

@@ -104,8 +104,8 @@ class Tracer(TorchDispatchMode):
 
     def own(self, tensor: Tensor, module: nn.Module) -> None:
         """A tensor that a running pipeline gave to a module: a weight too."""
-        allocation = self._live[_key(tensor)]
-        if not allocation.owner:
+        allocation = self._live.get(_key(tensor))
+        if self._started and allocation and not allocation.owner:
             allocation.owner = self._names.get(id(module), "").partition(".")[0] or "pipeline"
             self._weights[allocation.owner] += allocation.size
 
@@ -228,7 +228,7 @@ class Tracer(TorchDispatchMode):
         if key in self._live:
             return
         opaque = tensor.is_mkldnn  # oneDNN's packed weights have no storage that Python can see
-        holder = tensor if opaque else tensor.untyped_storage()
+        holder: Any = tensor if opaque else tensor.untyped_storage()
         size = tensor.numel() * tensor.element_size() if opaque else holder.nbytes()
         size = -(-size // self.granularity) * self.granularity
         allocation = Allocation(size, tuple(tensor.shape), name_of(tensor.dtype), operation, self._module)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from optsd.errors import BadInput
+from optsd.estimate.command import main, table
+
+
+def test_tables(capsys):
+    assert main(["--model", "shapes", "--variant", "flash", "--device", "rtx4090", "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "shapes, flash, float16, 64×64, batch 4, 2 steps, guidance 7.5, on GeForce RTX 4090" in printed
+    assert "s at the roofline" in printed
+    assert "multiplications alone" in printed
+    assert "memory_reduction" in printed
+    assert "unet." in printed
+
+
+def test_a_cpu_has_memory_only(capsys):
+    assert main(["--model", "shapes", "--device", "cpu", "--steps", "1", "--batch-size", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "float32" in printed
+    assert "roofline" not in printed
+
+
+def test_json(capsys):
+    assert main(["--model", "shapes", "--steps", "1", "--json"]) == 0
+    rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["peak_memory_bytes"]["value"] > 0
+    assert rows["speedup"]["value"] == 1
+
+
+def test_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "optsd estimate --variant int8+flash --device rtx4090" in printed
+    assert "rtx3090" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "gpu"], "no data sheet for device 'gpu'"),
+        (["--size", "65"], "65 is not a positive multiple of 8"),
+        (["--steps", "0"], "--steps 0 is too small; give 1 or more"),
+        (["--batch-size", "-1"], "--batch-size -1 is too small"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        main(arguments)
+
+
+def test_table():
+    assert table([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
