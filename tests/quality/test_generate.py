@@ -167,7 +167,7 @@ def test_the_fingerprint_is_of_weights_configuration_and_vocabulary() -> None:
     def pipe(weight: float = 1.0, setting: int = 1, word: str = "a", name: str = "x") -> SimpleNamespace:
         network = torch.nn.Linear(2, 2, bias=False)
         torch.nn.init.constant_(network.weight, weight)
-        network.register_buffer("half", torch.zeros((), dtype=torch.bfloat16))
+        network.register_buffer("scalar", torch.zeros((), dtype=torch.bfloat16))
         network.config = {"setting": setting, "_name_or_path": name}
         tokenizer = SimpleNamespace(get_vocab=lambda: {word: 0})
         return SimpleNamespace(components={"unet": network, "tokenizer": tokenizer, "safety_checker": None})

@@ -139,11 +139,14 @@ def test_a_batch_that_failed_leaves_nothing(store: Store, monkeypatch) -> None:
 
 def test_a_store_that_is_cleared_meanwhile_is_an_error(store: Store) -> None:
     def make(batch: Batch) -> np.ndarray:
-        shutil.rmtree(store.folder / _batch().key[:2], ignore_errors=True)
+        for seen in batches:
+            shutil.rmtree(store.folder / seen.key[:2], ignore_errors=True)
         return _images()
 
+    batches = [_batch(), _batch(seed=1)]
+
     with pytest.raises(BadInput, match="vanish or change"):
-        list(store.ensure([_batch(), _batch(seed=1)], make))
+        list(store.ensure(batches, make))
 
 
 def _start(folder: Path, log: Path, count: int, pause: float) -> subprocess.Popen:

@@ -1,0 +1,60 @@
+"""Damage that everybody can see is seen by every metric."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from optsd.metrics import metric
+from optsd.models.shapes import WEIGHTS
+from optsd.quality.generate import fingerprint
+from optsd.quality.session import Session, setting
+from optsd.quality.store import Store
+from optsd.records import Workload
+
+WORKLOAD = Workload("shapes", "cpu", "float32", steps=8, guidance=5.0, height=64, width=64, batch_size=16)
+
+
+def _round_to_two_bits(network: torch.nn.Module) -> None:
+    """Each convolution's and projection's weights, channel by channel, to the nearest of four levels."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                scale = module.weight.abs().flatten(1).amax(1).view(-1, *[1] * (module.weight.ndim - 1)) / 1.5
+                levels = ((module.weight / scale).floor() + 0.5).clamp(-1.5, 1.5)
+                module.weight.copy_(levels * scale)
+
+
+@pytest.mark.slow
+def test_a_unet_of_two_bits_is_clearly_worse_in_every_metric(tmp_path: Path) -> None:
+    if not (WEIGHTS / "pipeline").is_dir():
+        pytest.skip(f"needs {WEIGHTS / 'pipeline'}")
+    import optsd
+
+    def build(damaged: bool):
+        pipe = optsd.load("shapes", "cpu", "float32")
+        optsd.apply(pipe, "sdpa")
+        if damaged:
+            _round_to_two_bits(pipe.unet)
+        return pipe
+
+    session = Session(WORKLOAD, setting(WORKLOAD, 32), fingerprint(build(False)), Store(tmp_path), lambda: build(False))
+    whole = {row.metric: row for row in session.measure("baseline", lambda: build(False))}
+    damaged = {row.metric: row for row in session.measure("int4", lambda: build(True))}
+    absolute = (
+        "fid_shapes",
+        "kid_shapes",
+        "is_shapes",
+        "clip_shapes",
+        "objects_right",
+        "lpips_shapes",
+        "ssim",
+        "psnr_db",
+    )
+    for name in absolute:
+        lower = metric(name).better == "lower"
+        better, worse = (whole[name].high, damaged[name].low) if lower else (damaged[name].high, whole[name].low)
+        assert better < worse, (name, whole[name], damaged[name])
+    for name in absolute[:5]:
+        assert damaged[f"{name}_retention"].value is None or damaged[f"{name}_retention"].high < 1
+    assert session.judge.worst(session.images("int4", lambda: build(True)), 4)
