@@ -5,8 +5,8 @@ integers, s and S their scales. The sums are exact int32; only the last multipli
 """
 
 import functools
+import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,11 +28,6 @@ class Window:
     margins: tuple[int, int, int, int]  # of zeros: left, right, top, bottom
     groups: int
 
-    @property
-    def is_pointwise(self) -> bool:
-        """True for a 1×1 convolution over every pixel: a Linear layer."""
-        return self.kernel_size == self.stride == (1, 1) and not any(self.margins) and self.groups == 1
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -44,41 +39,29 @@ class Weights:
     bias: Tensor | None  # float32, outputs
 
 
-class Kernel(Protocol):
-    name: str
+class Kernel:
+    """What a kernel must do, and what most of them do alike: a convolution is a multiplication of its windows."""
+
+    name = ""
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         """Why it cannot compute such a layer there, or an empty string."""
-
-    def pack(self, integers: Tensor, window: Window | None) -> Tensor:
-        """int8, outputs × inputs, in the order in which the kernel reads them. As many bytes, or nearly."""
-
-    def unpack(self, packed: Tensor, window: Window | None) -> Tensor:
-        """The inverse of `pack`."""
-
-    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        """M × inputs to M × outputs."""
-
-    def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
-        """batch × channels × height × width to the same, channels last in memory."""
-
-
-class MatmulKernel:
-    """What kernels share that can multiply plain int8 matrices: a convolution is a multiplication of its windows."""
-
-    name = ""
+        raise NotImplementedError
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """int8 M×K times int8 K×N: exact int32 M×N."""
         raise NotImplementedError
 
-    def pack(self, integers: Tensor, window: Window | None) -> Tensor:
+    def pack(self, integers: Tensor) -> Tensor:
+        """int8, outputs × inputs, in the order in which the kernel reads them."""
         return integers
 
-    def unpack(self, packed: Tensor, window: Window | None) -> Tensor:
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The inverse of `pack`."""
         return packed
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
+        """M × inputs to M × outputs of `dtype`."""
         sums = self.matmul(rows.values, weights.integers.t())
         factor = weights.scale * rows.scale
         offset = (weights.column_sums * factor).mul_(-rows.zero_point)
@@ -87,16 +70,21 @@ class MatmulKernel:
         return torch.addcmul(offset, sums, factor, out=torch.empty_like(sums, dtype=dtype))
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
+        """batch × channels × height × width to the same of `dtype`, channels last in memory.
+
+        Raises BadInput for a picture smaller than the window.
+        """
         padded = pad(image, window.margins)
-        parts = []
-        for values, share in zip(padded.chunk(window.groups, -1), split(weights, window.groups), strict=True):
-            rows, size = windows(values, window)
-            parts.append(self.linear(Activation(rows, image.scale, image.zero_point), share, dtype))
+        size = output_size(padded.shape[1:3], window)
+        parts = [
+            self.linear(Activation(windows(values, window, size), image.scale, image.zero_point), share, dtype)
+            for values, share in zip(padded.chunk(window.groups, -1), split(weights, window.groups), strict=True)
+        ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return out.view(len(padded), *size, -1).permute(0, 3, 1, 2)
 
 
-class Reference(MatmulKernel):
+class Reference(Kernel):
     """float64, which holds every int32 sum exactly. For any device; slow."""
 
     name = "reference"
@@ -108,7 +96,7 @@ class Reference(MatmulKernel):
         return (left.double() @ right.double()).to(torch.int32)
 
 
-class IntMM(MatmulKernel):
+class IntMM(Kernel):
     """`torch._int_mm`: oneDNN on the CPU (VNNI or AMX where there is one), cuBLASLt's tensor cores on a GPU."""
 
     name = "int_mm"
@@ -135,10 +123,11 @@ class IntMM(MatmulKernel):
         return torch._int_mm(left, right)[:rows, :outputs]
 
 
-class OneDNN:
-    """oneDNN's int8 layers by way of torch: weights in oneDNN's own order, scales and bias applied as they are summed.
+class OneDNN(Kernel):
+    """oneDNN's int8 linear layer by way of torch: weights in oneDNN's own order, scales and bias on the way out.
 
-    Such tensors are opaque: they have a size but no address, and come back through `unpack`.
+    Weights so packed are opaque tensors: they have a size but no address, and come back through `unpack`. Its int8
+    convolution was no faster than this on windows (bench/test_layers.py), so there is one way for both.
     """
 
     name = "onednn"
@@ -146,7 +135,7 @@ class OneDNN:
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         if device.type != "cpu":
             return f"oneDNN's int8 layers do not run on {device.type}"
-        if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
             return "this build of torch has no oneDNN"
         if not torch.cpu._is_vnni_supported():
             return "the CPU has no VNNI, without which oneDNN saturates its sums at 16 bits"
@@ -156,40 +145,24 @@ class OneDNN:
             return "convolutions in groups are left to torch._int_mm"
         return ""
 
-    def pack(self, integers: Tensor, window: Window | None) -> Tensor:
-        if window is None or window.is_pointwise:
-            return torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
-        return torch.ops.onednn.qconv_prepack(
-            _as_kernels(integers, window),
-            torch.ones(len(integers)),
-            1.0,
-            1,  # any zero point but 0: the sums that correct for it are then kept beside the weights
-            window.stride,
-            self._padding(window)[0],
-            window.dilation,
-            1,
-            None,
-        )
+    def pack(self, integers: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
 
-    def unpack(self, packed: Tensor, window: Window | None) -> Tensor:
-        if window is None or window.is_pointwise:
-            return packed.to_dense().t().contiguous()
-        return packed.to_dense().permute(0, 2, 3, 1).flatten(1).contiguous()
+    def unpack(self, packed: Tensor) -> Tensor:
+        return packed.to_dense().t().contiguous()
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
+        # int8 plus 128 is uint8, which is what it takes: the same bits with the first one flipped.
+        shifted = rows.values.view(torch.uint8).bitwise_xor(128)
+        no_zero_points = torch.zeros_like(weights.column_sums, dtype=torch.int64)
         return torch.ops.onednn.qlinear_pointwise(
-            *self._arguments(rows, rows.values, weights), 1.0, 0, dtype, "none", [], ""
-        )
-
-    def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
-        padding, margins = self._padding(window)
-        values = pad(image, margins).permute(0, 3, 1, 2)
-        return torch.ops.onednn.qconv2d_pointwise(
-            *self._arguments(image, values, weights),
-            window.stride,
-            padding,
-            window.dilation,
-            1,
+            shifted,
+            rows.scale,
+            rows.zero_point + 128,
+            weights.integers,
+            weights.scale,
+            no_zero_points,
+            weights.bias,
             1.0,
             0,
             dtype,
@@ -198,23 +171,36 @@ class OneDNN:
             "",
         )
 
-    @staticmethod
-    def _arguments(x: Activation, values: Tensor, weights: Weights) -> tuple:
-        # int8 plus 128 is uint8, which is what it takes: the same bits with the first one flipped.
-        shifted = values.view(torch.uint8).bitwise_xor(128)
-        no_zero_points = torch.zeros_like(weights.column_sums, dtype=torch.int64)
-        return shifted, x.scale, x.zero_point + 128, weights.integers, weights.scale, no_zero_points, weights.bias
 
-    @staticmethod
-    def _padding(window: Window) -> tuple[Pair, tuple[int, int, int, int]]:
-        """What oneDNN pads (the same on both sides), and what has to be padded before."""
+class Triton(Kernel):
+    """One GPU kernel for both: it gathers a convolution's windows as it multiplies, so they are never written out."""
+
+    name = "triton"
+
+    def refusal(self, device: torch.device, bits: int, groups: int) -> str:
+        if device.type != "cuda":
+            return f"Triton does not run on {device.type}"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 5):
+            return "the GPU has no int8 tensor cores (compute capability 7.5)"
+        return "" if groups == 1 else "convolutions in groups are left to torch._int_mm"
+
+    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
+        pixels = Activation(rows.values.t()[None, :, :, None], rows.scale, rows.zero_point)  # 1 × inputs × M × 1
+        out = self.conv2d(pixels, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
+        return out[0, :, :, 0].t()
+
+    def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
+        from optsd.quantization import triton_kernels
+
         left, right, top, bottom = window.margins
-        if (left, top) == (right, bottom):
-            return (top, left), (0, 0, 0, 0)
-        return (0, 0), window.margins
+        height, width = image.values.shape[2:]
+        size = output_size(torch.Size((height + top + bottom, width + left + right)), window)
+        return triton_kernels.conv2d(image, weights, window, size, dtype)
 
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (OneDNN(), IntMM(), Reference())}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (OneDNN(), Triton(), IntMM(), Reference())}
 """In the order in which `choose` tries them."""
 
 
@@ -248,19 +234,15 @@ def pad(image: Activation, margins: tuple[int, int, int, int]) -> Tensor:
     return padded
 
 
-def windows(x: Tensor, window: Window) -> tuple[Tensor, Pair]:
-    """The windows of a padded batch × height × width × channels, and the output's size.
-
-    Each is a row of rows × columns × channels. Raises BadInput where not one window fits.
-    """
-    size = output_size(x.shape[1:3], window)
+def windows(x: Tensor, window: Window, size: Pair) -> Tensor:
+    """The `size` windows of a padded batch × height × width × channels: rows of rows × columns × channels each."""
     x = x.contiguous()
-    batch, channels = x.shape[0], x.shape[3]
+    batch, _, _, channels = x.shape
     by_image, by_row, by_column, by_channel = x.stride()
     steps = (by_row * window.stride[0], by_column * window.stride[1])
     within = (by_row * window.dilation[0], by_column * window.dilation[1])
     view = x.as_strided((batch, *size, *window.kernel_size, channels), (by_image, *steps, *within, by_channel))
-    return view.reshape(batch * size[0] * size[1], -1), size
+    return view.reshape(batch * size[0] * size[1], -1)
 
 
 def output_size(padded: torch.Size, window: Window) -> Pair:
@@ -291,8 +273,3 @@ def _is_exact_on_cpu() -> bool:
     """Some int8 code for CPUs without VNNI adds pairs of products in 16 bits: tried with the largest products."""
     largest = torch.full((32, 64), -128, dtype=torch.int8)
     return bool((torch._int_mm(largest, largest.t().contiguous()) == 128 * 128 * 64).all())
-
-
-def _as_kernels(integers: Tensor, window: Window) -> Tensor:
-    """outputs × (rows·columns·channels) as Conv2d keeps its weights: outputs × channels × rows × columns."""
-    return integers.unflatten(1, (*window.kernel_size, -1)).permute(0, 3, 1, 2).contiguous()

@@ -9,7 +9,7 @@ from torch.nn.modules.utils import _pair as pair
 
 from optsd.quantization import kernels, schemes
 from optsd.quantization.kernels import Weights, Window
-from optsd.quantization.schemes import Activation, Int4Weight, Int8Weight
+from optsd.quantization.schemes import Int4Weight, Int8Weight
 
 
 class QuantizedLayer(nn.Module):
@@ -41,7 +41,7 @@ class QuantizedLayer(nn.Module):
         self.kernel = self._choose(weight.scale.device)
         if isinstance(weight, Int8Weight):
             self.inputs = weight.values.shape[1]
-            self.register_buffer("values", self.kernel.pack(weight.values, window))
+            self.register_buffer("values", self.kernel.pack(weight.values))
             sums = weight.values.sum(1, dtype=torch.int32)
         else:
             self.inputs = weight.inputs
@@ -55,7 +55,7 @@ class QuantizedLayer(nn.Module):
     def integers(self) -> Tensor:
         """The weights as int8, outputs × inputs; INT4 is unpacked anew at each call and kept nowhere."""
         if self.bits == 8:
-            return self.kernel.unpack(self.values, self.window)
+            return self.kernel.unpack(self.values)
         return schemes.unpack_int4(self.packed, self.multipliers)[: self.inputs].t()
 
     def dequantized(self) -> Tensor:
@@ -86,7 +86,7 @@ class QuantizedLayer(nn.Module):
             setattr(self, name, buffer.to(example.device))
         self.kernel = self._choose(example.device)
         if self.bits == 8:
-            self.values = self.kernel.pack(self.values, self.window)
+            self.values = self.kernel.pack(self.values)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -107,7 +107,7 @@ class QuantizedLayer(nn.Module):
         super().__setstate__(state)
         self.kernel = self._choose(self.scale.device)
         if self.bits == 8:
-            self.values = self.kernel.pack(self.values, self.window)
+            self.values = self.kernel.pack(self.values)
 
 
 class QLinear(QuantizedLayer):
@@ -165,14 +165,7 @@ class QConv2d(QuantizedLayer):
         if self.padding_mode != "zeros":
             x = functional.pad(x, self.border, mode=self.padding_mode)
         activation = schemes.quantize_activation(x)
-        if not self.window.is_pointwise:
-            _, _, height, width = x.shape
-            left, right, top, bottom = self.window.margins
-            kernels.output_size(torch.Size((height + top + bottom, width + left + right)), self.window)
-            return self.kernel.conv2d(activation, self.weights(), self.window, x.dtype)
-        pixels = Activation(activation.values.permute(0, 2, 3, 1), activation.scale, activation.zero_point)
-        out = self.kernel.linear(pixels.as_rows(), self.weights(), x.dtype)
-        return out.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
+        return self.kernel.conv2d(activation, self.weights(), self.window, x.dtype)
 
     def extra_repr(self) -> str:
         return (

@@ -194,15 +194,15 @@ def test_a_missing_component(small_unet, bare) -> None:
         Int8(components=("unet", "text_encoder")).check(bare(small_unet()))
 
 
-@pytest.mark.parametrize("variant", ["int8", "int4", "int8+flash", "int8+flash+kvcache", "int4+flash"])
-def test_variants_paint_nearly_the_same_picture(variant, untrained, paint) -> None:
+@pytest.mark.parametrize("name", ["int8", "int4", "int8+flash", "int8+flash+kvcache", "int4+flash"])
+def test_variants_paint_nearly_the_same_picture(name, untrained, paint) -> None:
     """The whole pipeline, with the techniques that are applied after quantization."""
     wanted = paint(untrained())
     pipe = untrained()
-    patch = optsd.apply(pipe, variant)
+    patch = optsd.apply(pipe, name)
     image = paint(pipe)
     mean_square = (image - wanted).square().mean()
-    assert 0 < mean_square < (1e-3 if variant.startswith("int8") else 1e-2)
+    assert 0 < mean_square < (1e-3 if name.startswith("int8") else 1e-2)
     assert patch.proof["integer_kernel_calls"] > 0
     assert patch.proof["integer_kernel"] in ("onednn", "int_mm")
 

@@ -135,10 +135,10 @@ CPU = torch.device("cpu")
 KERNELS_HERE = [kernel for kernel in kernels.KERNELS.values() if not kernel.refusal(CPU, 8, 1)]
 
 
-def int8_weights(kernel: kernels.Kernel, integers: torch.Tensor, window: kernels.Window | None) -> kernels.Weights:
+def int8_weights(kernel: kernels.Kernel, integers: torch.Tensor) -> kernels.Weights:
     """Scale 1 and no bias, so that what comes out is the integer sum itself."""
     sums = integers.sum(1, dtype=torch.int32)
-    return kernels.Weights(kernel.pack(integers, window), torch.ones(len(integers)), sums, None)
+    return kernels.Weights(kernel.pack(integers), torch.ones(len(integers)), sums, None)
 
 
 def random_int8(*shape: int, seed: int) -> torch.Tensor:
@@ -157,10 +157,10 @@ def test_kernels_give_the_reference_integers_in_linear(rows, inputs, outputs, ze
     x, integers = random_int8(rows, inputs, seed=seed), random_int8(outputs, inputs, seed=seed + 1)
     wanted = ((x.long() - zero_point) @ integers.long().t()).float()
     for kernel in KERNELS_HERE:
-        weights = int8_weights(kernel, integers, None)
+        weights = int8_weights(kernel, integers)
         given_back = kernel.linear(Activation(x, 1.0, zero_point), weights, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
-        assert torch.equal(kernel.unpack(weights.integers, None), integers), kernel.name
+        assert torch.equal(kernel.unpack(weights.integers), integers), kernel.name
 
 
 @few
@@ -183,16 +183,16 @@ def test_kernels_give_the_reference_integers_in_conv2d(
     filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
     wanted = nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).float()
     for kernel in KERNELS_HERE:
-        weights = int8_weights(kernel, integers, window)
+        weights = int8_weights(kernel, integers)
         given_back = kernel.conv2d(Activation(x, 1.0, zero_point), weights, window, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
-        assert torch.equal(kernel.unpack(weights.integers, window), integers), kernel.name
+        assert torch.equal(kernel.unpack(weights.integers), integers), kernel.name
 
 
 def test_the_largest_sums_do_not_overflow() -> None:
     integers = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
     for kernel in KERNELS_HERE:
-        sums = kernel.linear(Activation(integers, 1.0, 0), int8_weights(kernel, integers, None), torch.float32)
+        sums = kernel.linear(Activation(integers, 1.0, 0), int8_weights(kernel, integers), torch.float32)
         assert (sums == 128 * 128 * 23040).all(), kernel.name
 
 

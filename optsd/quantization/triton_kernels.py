@@ -1,0 +1,125 @@
+"""The GPU's int8 convolution as one Triton kernel. Imported only where it runs (or in Triton's interpreter)."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from optsd.quantization.kernels import Pair, Weights, Window
+from optsd.quantization.schemes import Activation
+
+
+def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype) -> Tensor:
+    """batch × channels × height × width to batch × outputs × `size`, channels last in memory."""
+    values = image.values.permute(0, 2, 3, 1).contiguous()
+    integers = weights.integers
+    batch, height, width, channels = values.shape
+    rows, columns = size
+    outputs = len(integers)
+    out = torch.empty(batch, rows, columns, outputs, dtype=dtype, device=values.device)
+    positions = batch * rows * columns
+    # Tall tiles for the many pixels of large pictures, small ones where there would be too few to fill the GPU.
+    block_m, block_n, warps = (128, 128, 8) if positions >= 4096 else (64, 64, 4)
+    grid = (-(-positions // block_m), -(-outputs // block_n))
+    _conv2d[grid](
+        values,
+        integers,
+        *integers.stride(),
+        weights.scale,
+        weights.column_sums,
+        weights.scale if weights.bias is None else weights.bias,
+        _scalar(image.scale, torch.float32, values.device),
+        _scalar(image.zero_point, torch.float32, values.device),
+        out,
+        positions,
+        height,
+        width,
+        channels,
+        rows,
+        columns,
+        outputs,
+        *window.stride,
+        *window.dilation,
+        window.margins[2],
+        window.margins[0],
+        window.kernel_size[0],
+        window.kernel_size[1],
+        weights.bias is not None,
+        block_m,
+        block_n,
+        64,
+        num_warps=warps,
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _scalar(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.as_tensor(value, dtype=dtype, device=device).reshape(1)
+
+
+@triton.jit
+def _conv2d(
+    image,  # int8, batch × height × width × channels
+    integers,  # int8, outputs × (kernel rows · kernel columns · channels)
+    by_output,  # its strides: INT4 unpacks with the outputs side by side
+    by_input,
+    scale,  # float32, outputs
+    column_sums,  # int32, outputs
+    bias,  # float32, outputs; not read without HAS_BIAS
+    image_scale,  # float32, 1
+    zero_point,  # float32, 1
+    out,  # batch × rows × columns × outputs
+    positions,
+    height,
+    width,
+    channels,
+    rows,
+    columns,
+    outputs,
+    stride_y,
+    stride_x,
+    dilation_y,
+    dilation_x,
+    top,
+    left,
+    KERNEL_ROWS: tl.constexpr,
+    KERNEL_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = position % columns
+    row = (position // columns) % rows
+    batch = position // (columns * rows)
+    zero = tl.load(zero_point)
+    quantized_zero = zero.to(tl.int8)
+    sums = tl.full((BLOCK_M, BLOCK_N), 0, tl.int32)
+    for y in range(KERNEL_ROWS):
+        for x in range(KERNEL_COLUMNS):
+            in_row = row * stride_y - top + y * dilation_y
+            in_column = column * stride_x - left + x * dilation_x
+            inside = (in_row >= 0) & (in_row < height) & (in_column >= 0) & (in_column < width) & (position < positions)
+            pixel = ((batch * height + in_row) * width + in_column) * channels
+            tap = (y * KERNEL_COLUMNS + x) * channels
+            for first in range(0, channels, BLOCK_K):
+                channel = first + tl.arange(0, BLOCK_K)
+                there = channel < channels
+                window = tl.load(image + pixel[:, None] + channel[None, :], inside[:, None] & there[None, :], other=0)
+                window = tl.where(inside[:, None], window, quantized_zero)  # the border is a quantized 0
+                weight = tl.load(
+                    integers + output[None, :] * by_output + (tap + channel)[:, None] * by_input,
+                    (output < outputs)[None, :] & there[:, None],
+                    other=0,
+                )
+                sums = tl.dot(window, weight, sums, out_dtype=tl.int32)
+    is_output = output < outputs
+    factor = tl.load(scale + output, is_output, other=0.0) * tl.load(image_scale)
+    offset = -tl.load(column_sums + output, is_output, other=0).to(tl.float32) * factor * zero
+    if HAS_BIAS:
+        offset += tl.load(bias + output, is_output, other=0.0)
+    result = sums.to(tl.float32) * factor[None, :] + offset[None, :]
+    target = out + position[:, None].to(tl.int64) * outputs + output[None, :]
+    tl.store(target, result.to(out.dtype.element_ty), (position < positions)[:, None] & is_output[None, :])
