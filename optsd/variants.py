@@ -21,6 +21,10 @@ TECHNIQUES: dict[str, str] = {
     "compile": "optsd.optimizations.compile:Compile",
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
+    "int8-bnb": "optsd.optimizations.peers:Int8Bnb",
+    "int4-bnb": "optsd.optimizations.peers:Int4Bnb",
+    "int8-torchao": "optsd.optimizations.peers:Int8Torchao",
+    "int4-torchao": "optsd.optimizations.peers:Int4Torchao",
 }
 
 PARAMETERS = {"deepcache": "3", "tome": "0.5"}

@@ -17,12 +17,22 @@ def weight_bytes(pipe: "StableDiffusionPipeline") -> int:
 
 
 def module_bytes(module: "nn.Module") -> int:
-    """Bytes of a module's parameters and buffers; memory that two of them share is counted once."""
-    storages = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    """Bytes of a module's parameters and buffers; memory that two of them share is counted once.
+
+    A tensor in oneDNN's own order has no address and counts by its size; one that is made of others counts as those.
+    """
+    sizes: dict[int, int] = {}
+    waiting = [*module.parameters(), *module.buffers()]
+    while waiting:
+        tensor = waiting.pop()
+        if hasattr(tensor, "__tensor_flatten__"):
+            waiting += [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        elif tensor.is_mkldnn:
+            sizes[id(tensor)] = tensor.numel() * tensor.itemsize
+        else:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
 
 
 def disk_bytes(pipe: "StableDiffusionPipeline") -> int:
