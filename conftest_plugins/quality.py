@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optsd.quality.session import Session
 
 QUALITY_ALONE_IMAGES = 128
+FEWEST_IMAGES, MOST_IMAGES = 2, 1000  # no spread of one image; as many as there are standard prompts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,8 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # after the preset and the number of images were checked
 def pytest_configure(config: pytest.Config) -> None:
     try:
+        if not FEWEST_IMAGES <= image_count(config) <= MOST_IMAGES:
+            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {MOST_IMAGES}")
         at_least("--seeds", config.getoption("--seeds"), 1)
         at_least("--worst", config.getoption("--worst"), 0)
         for option in ("--coco", "--metric-weights"):
@@ -74,16 +78,9 @@ def worker_device(device: str, worker: str | None, count: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def fingerprint(pytestconfig: pytest.Config, workload: Workload) -> str:
-    """The hash of the model as it is before any variant is applied."""
+def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "Session | BadInput":
+    """The session's prompts, reference, networks and images; or why there are no prompts."""
     from optsd.quality.generate import fingerprint
-
-    return fingerprint(models.load(workload.model, "cpu", workload.dtype))
-
-
-@pytest.fixture(scope="session")
-def quality(pytestconfig: pytest.Config, workload: Workload, fingerprint: str, progress: Say) -> "Session":
-    """The session's prompts, reference, networks and images. Skips, with the reason, where there are no prompts."""
     from optsd.quality.session import Session, setting
     from optsd.quality.store import Store
 
@@ -91,10 +88,12 @@ def quality(pytestconfig: pytest.Config, workload: Workload, fingerprint: str, p
     try:
         chosen = setting(workload, image_count(pytestconfig), option("--coco"), option("--metric-weights"))
     except BadInput as error:
-        pytest.skip(str(error))
+        return error
+    # Of the model as it is before any variant is applied.
+    weights = fingerprint(models.load(workload.model, "cpu", workload.dtype))
     store = Store(option("--image-store") or models.home() / "images")
     baseline = builder(pytestconfig, workload, "baseline")
-    return Session(workload, chosen, fingerprint, store, baseline, option("--seeds"), progress)
+    return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
 
 
 def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable[[], Any]:

@@ -155,13 +155,13 @@ class StandardNetworks:
 
         model, prepare = self._clip
         ids = open_clip.get_tokenizer(CLIP_NAME)(list(texts))
-        pictures = torch.stack([prepare(Image.fromarray(image)) for image in images])
 
         def cosines(pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            image = model.encode_image(pictures, normalize=True)
+            prepared = torch.stack([prepare(Image.fromarray(picture.numpy())) for picture in pictures])
+            image = model.encode_image(prepared, normalize=True)
             return (image * model.encode_text(tokens, normalize=True)).sum(-1)
 
-        return _batched(cosines, pictures, ids)
+        return _batched(cosines, torch.from_numpy(images), ids)
 
     def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         network = self._lpips

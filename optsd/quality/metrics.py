@@ -129,7 +129,8 @@ def inception_score(logits: np.ndarray, rows: np.ndarray) -> Figure:
 
 def psnr_db(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each pair of N×H×W×3 uint8 images, in dB, at most MAX_PSNR_DB."""
-    errors = ((images.astype(np.float64) - others) ** 2).mean((1, 2, 3))
+    pairs = zip(images, others, strict=True)
+    errors = np.array([((left.astype(np.float64) - right) ** 2).mean() for left, right in pairs])
     with np.errstate(divide="ignore"):
         return np.minimum(10 * np.log10(255**2 / errors), MAX_PSNR_DB)
 
@@ -147,7 +148,8 @@ def ssim(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     margin = 5
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     scores = []
-    for left, right in zip(images.astype(np.float64), others.astype(np.float64), strict=True):
+    for left, right in zip(images, others, strict=True):
+        left, right = left.astype(np.float64), right.astype(np.float64)
         mean_l, mean_r = smooth(left), smooth(right)
         var_l, var_r = smooth(left**2) - mean_l**2, smooth(right**2) - mean_r**2
         covariance = smooth(left * right) - mean_l * mean_r

@@ -23,6 +23,8 @@ def _run(*options: object) -> subprocess.CompletedProcess:
     ("options", "message"),
     [
         (["--seeds", "0"], "--seeds 0 is too small; give 1 or more"),
+        (["--images", "1"], "--images 1 is no sample; give 2 to 1000"),
+        (["--images", "1001"], "--images 1001 is no sample; give 2 to 1000"),
         (["--worst", "-1"], "--worst -1 is too small; give 0 or more"),
         (["--coco", "nowhere"], "--coco nowhere is no folder; give the path of a folder"),
         (["--metric-weights", "nowhere"], "--metric-weights nowhere is no folder"),
@@ -101,6 +103,17 @@ def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, pyt
     for row in pictures:
         assert (tmp_path / "one" / row["file"]).read_bytes() == (tmp_path / "two" / row["file"]).read_bytes()
         assert row["prompt"].startswith("a ")
+
+
+@pytest.mark.slow
+def test_without_prompts_nothing_is_measured_and_the_file_is_named(untrained_folder: Path, tmp_path: Path) -> None:
+    options = ["-m", "quality", "--model", untrained_folder, "--size", 64, "--variant", "sdpa", "--device", "cpu"]
+    done = _run(*options, "--coco", tmp_path, "--output", tmp_path / "out", "-rs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = _rows(json.loads((tmp_path / "out" / "results.json").read_text()))
+    assert rows["sdpa", "fid"]["value"] is None
+    assert f"there is no caption file {tmp_path}" in rows["sdpa", "fid"]["note"]
+    assert "optsd coco fetch captions" in rows["sdpa", "ssim"]["note"]
 
 
 def _rows(results: dict) -> dict[tuple[str, str], dict]:
