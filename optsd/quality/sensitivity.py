@@ -1,0 +1,120 @@
+"""`optsd sensitivity`: what quantizing each kind of layer alone costs in quality, on the shipped model.
+
+    optsd sensitivity                     INT8 and INT4, 64 pictures a row
+    optsd sensitivity --bits 4 --prompts 256
+
+Each row quantizes one kind of layer and nothing else, in the model's own type between the layers, and compares with
+the pictures of the same prompts and noise without quantization: the mean of the pictures' PSNR, and the share of
+objects asked for that are there with the right colour and shape. The last rows quantize whole components.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from optsd import workloads
+from optsd.models.shapes import scenes
+from optsd.workloads import PRESETS
+
+PROMPT_SEED = 102
+BATCH = 16
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "first convolution": ("conv_in",),
+    "last convolution": ("conv_out",),
+    "time embedding": ("time_embedding.*",),
+    "time projections": ("*.time_emb_proj",),
+    "residual convolutions": ("*.resnets.*.conv1", "*.resnets.*.conv2"),
+    "shortcut convolutions": ("*.conv_shortcut",),
+    "down- and upsampling": ("*samplers*",),
+    "attention's projections in and out": ("*.proj_in", "*.proj_out"),
+    "self-attention": ("*.attn1.*",),
+    "cross-attention": ("*.attn2.*",),
+    "feed-forward": ("*.ff.*",),
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="optsd sensitivity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bits", type=int, choices=(8, 4), action="append", help="default: both")
+    parser.add_argument("--prompts", type=int, default=64, help="pictures a row (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=PRESETS["quick"].steps, help="default: %(default)s")
+    given = parser.parse_args(arguments)
+    workloads.at_least("--prompts", given.prompts, 1)
+    workloads.at_least("--steps", given.steps, 1)
+
+    from optsd.measure.seeds import fix_seeds
+    from optsd.quality.metrics import psnr_db
+    from optsd.quality.objects import objects_right
+
+    fix_seeds()
+    chosen = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))
+    baseline = draw(None, chosen, given.steps)
+    print(f"{len(chosen)} pictures, {given.steps} steps; baseline: {objects_right(baseline, chosen):.2%} objects right")
+    print("| bits | quantized | layers | PSNR dB | objects right |\n| --- | --- | --- | --- | --- |", flush=True)
+    for bits in given.bits or (8, 4):
+        for name, technique in techniques(bits):
+            pictures = draw(technique, chosen, given.steps)
+            cells = (name, technique.count, f"{psnr_db(pictures, baseline).mean():.1f}")
+            print(f"| {bits} | {' | '.join(map(str, cells))} | {objects_right(pictures, chosen):.2%} |", flush=True)
+    return 0
+
+
+class Alone:
+    """A technique and, after it was applied, the number of layers that it converted."""
+
+    def __init__(self, technique: Any) -> None:
+        self.technique, self.count = technique, 0
+
+    def apply(self, pipe: Any) -> None:
+        self.count = len(self.technique.apply(pipe).touched)
+
+
+def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
+    """The rows: each kind of layer alone, then whole components."""
+    import optsd
+    from optsd.optimizations.quantize import COMPONENTS, Int4, Int8
+
+    technique = Int8 if bits == 8 else Int4
+    names = [name for name, _ in optsd.load("shapes").unet.named_modules()]
+    for kind, patterns in KINDS.items():
+        inside = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        if inside:
+            yield kind, Alone(technique(keep=tuple(name for name in names if name not in inside), between="same"))
+    yield "the UNet, but for what is kept by default", Alone(technique(between="same"))
+    yield "the same, bfloat16 between the layers where that is faster", Alone(technique())
+    yield "the whole UNet", Alone(technique(keep=(), between="same"))
+    for component in COMPONENTS[1:]:
+        yield f"the whole {component}", Alone(technique(keep=(), components=(component,), between="same"))
+
+
+def draw(technique: Alone | None, chosen: list[scenes.Scene], steps: int) -> np.ndarray:
+    """N×64×64×3, uint8: the pictures of a pipeline loaded afresh, with the technique if there is one."""
+    import optsd
+    from optsd.measure.seeds import generators
+
+    pipe = optsd.load("shapes")
+    if technique:
+        technique.apply(pipe)
+    made: list[np.ndarray] = []
+    for first in range(0, len(chosen), BATCH):
+        batch = chosen[first : first + BATCH]
+        images = pipe(
+            [scene.caption for scene in batch],
+            num_inference_steps=steps,
+            guidance_scale=PRESETS["quick"].guidance,
+            generator=generators(42, first, len(batch)),
+        ).images
+        made += [np.asarray(image) for image in images]
+    return np.stack(made)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
