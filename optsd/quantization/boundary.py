@@ -22,7 +22,8 @@ def suits_bfloat16(module: nn.Module) -> bool:
 
 def compute_in_bfloat16(unet: nn.Module) -> None:
     """Turn what is left in float32 into bfloat16, and cast what enters and leaves. Calls stay as they are."""
-    unet.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # diffusers' own `to` warns about modules to keep in float32, of which a UNet has none.
+    nn.Module.to(unet, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     boundary = Boundary(list(inspect.signature(type(unet).forward).parameters)[1:])
     unet.register_forward_pre_hook(boundary.enter, with_kwargs=True)
     unet.register_forward_hook(boundary.leave)

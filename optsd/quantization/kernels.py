@@ -43,6 +43,7 @@ class Kernel:
     """What a kernel must do, and what most of them do alike: a convolution is a multiplication of its windows."""
 
     name = ""
+    signed = True  # whether it takes activations as int8, not uint8
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         """Why it cannot compute such a layer there, or an empty string."""
@@ -131,6 +132,7 @@ class OneDNN(Kernel):
     """
 
     name = "onednn"
+    signed = False
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         if device.type != "cpu":
@@ -152,16 +154,13 @@ class OneDNN(Kernel):
         return packed.to_dense().t().contiguous()
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        # int8 plus 128 is uint8, which is what it takes: the same bits with the first one flipped.
-        shifted = rows.values.view(torch.uint8).bitwise_xor(128)
-        no_zero_points = torch.zeros_like(weights.column_sums, dtype=torch.int64)
         return torch.ops.onednn.qlinear_pointwise(
-            shifted,
+            rows.values,
             rows.scale,
-            rows.zero_point + 128,
+            rows.zero_point,
             weights.integers,
             weights.scale,
-            no_zero_points,
+            _zeros(len(weights.scale)),  # the weights' zero points
             weights.bias,
             1.0,
             0,
@@ -266,6 +265,11 @@ def split(weights: Weights, groups: int) -> list[Weights]:
     biases = [None] * groups if weights.bias is None else weights.bias.chunk(groups)
     parts = (weights.integers.chunk(groups), weights.scale.chunk(groups), weights.column_sums.chunk(groups), biases)
     return [Weights(*part) for part in zip(*parts, strict=True)]
+
+
+@functools.cache
+def _zeros(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int64)
 
 
 @functools.cache

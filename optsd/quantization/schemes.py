@@ -118,7 +118,7 @@ def unpack_int4(packed: Tensor, multipliers: Tensor | None = None) -> Tensor:
 class Activation:
     """A tensor quantized on the fly: x ≈ (values - zero_point) · scale. On a GPU scale and zero point stay there."""
 
-    values: Tensor  # int8, the shape and memory format of x
+    values: Tensor  # int8 or uint8, the shape and memory format of x
     scale: float | Tensor
     zero_point: int | Tensor
 
@@ -134,17 +134,19 @@ ROUNDER = 1.5 * 2**23
 """Adding it to a float32 leaves that number, rounded to even, in the low bits of its representation."""
 
 
-def quantize_activation(x: Tensor) -> Activation:
+def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
     """x of any float type to int8 by its own range, which always includes 0.
 
-    On the CPU NaN or infinity raises BadInput. On a GPU, where looking would stall it, both become NaN in the output.
+    `signed`: False gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU, where
+    looking would stall it, both become NaN in the output.
     """
     lowest, highest = x.amin(), x.amax()
     if x.device.type != "cpu":
         lowest, highest = lowest.float().clamp(max=0), highest.float().clamp(min=0)
         scale = ((highest - lowest) / 255).clamp(min=SMALLEST_SCALE)
         zero_point = torch.round(-lowest / scale) - 128
-        return Activation(_round(x.float() / scale + zero_point), scale, zero_point)
+        values = torch.round(x.float() / scale + zero_point).clamp_(-128, 127).to(torch.int8)
+        return Activation(values, scale, zero_point)
     low, high = min(lowest.item(), 0.0), max(highest.item(), 0.0)
     step = (high - low) / 255
     if not step < torch.inf:
@@ -153,17 +155,14 @@ def quantize_activation(x: Tensor) -> Activation:
             "leave that layer in high precision, or compute in bfloat16 or float32",
         )
     step = max(step, SMALLEST_SCALE)
-    zero = round(-low / step) - 128
-    # One addition scales, shifts and rounds: the integer is the low byte of the sum.
+    zero = round(-low / step) - (128 if signed else 0)
+    # One addition scales, shifts and rounds: the integer is the low byte of the sum, with a sign or without.
     shifted = torch.add(torch.tensor([ROUNDER + zero]), x, alpha=1 / step)
-    return Activation(shifted.view(torch.int32).to(torch.int8), step, zero)
+    values = shifted.view(torch.int32).to(torch.int8)
+    return Activation(values if signed else values.view(torch.uint8), step, zero)
 
 
 SMALLEST_SCALE = 1e-30
-
-
-def _round(x: Tensor) -> Tensor:
-    return torch.round(x).clamp_(-128, 127).to(torch.int8)
 
 
 def _checked(weight: Tensor) -> tuple[Tensor, Tensor]:

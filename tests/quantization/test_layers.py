@@ -141,6 +141,13 @@ def int8_weights(kernel: kernels.Kernel, integers: torch.Tensor) -> kernels.Weig
     return kernels.Weights(kernel.pack(integers), torch.ones(len(integers)), sums, None)
 
 
+def activation(kernel: kernels.Kernel, values: torch.Tensor, zero_point: int) -> Activation:
+    """Of scale 1, with the integers as the kernel takes them."""
+    if kernel.signed:
+        return Activation(values, 1.0, zero_point)
+    return Activation((values.int() + 128).to(torch.uint8), 1.0, zero_point + 128)
+
+
 def random_int8(*shape: int, seed: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
 
@@ -158,7 +165,7 @@ def test_kernels_give_the_reference_integers_in_linear(rows, inputs, outputs, ze
     wanted = ((x.long() - zero_point) @ integers.long().t()).float()
     for kernel in KERNELS_HERE:
         weights = int8_weights(kernel, integers)
-        given_back = kernel.linear(Activation(x, 1.0, zero_point), weights, torch.float32)
+        given_back = kernel.linear(activation(kernel, x, zero_point), weights, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
         assert torch.equal(kernel.unpack(weights.integers), integers), kernel.name
 
@@ -184,7 +191,7 @@ def test_kernels_give_the_reference_integers_in_conv2d(
     wanted = nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).float()
     for kernel in KERNELS_HERE:
         weights = int8_weights(kernel, integers)
-        given_back = kernel.conv2d(Activation(x, 1.0, zero_point), weights, window, torch.float32)
+        given_back = kernel.conv2d(activation(kernel, x, zero_point), weights, window, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
         assert torch.equal(kernel.unpack(weights.integers), integers), kernel.name
 
@@ -192,7 +199,7 @@ def test_kernels_give_the_reference_integers_in_conv2d(
 def test_the_largest_sums_do_not_overflow() -> None:
     integers = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
     for kernel in KERNELS_HERE:
-        sums = kernel.linear(Activation(integers, 1.0, 0), int8_weights(kernel, integers), torch.float32)
+        sums = kernel.linear(activation(kernel, integers, 0), int8_weights(kernel, integers), torch.float32)
         assert (sums == 128 * 128 * 23040).all(), kernel.name
 
 

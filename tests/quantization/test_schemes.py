@@ -41,7 +41,7 @@ def test_int4_is_off_by_what_its_group_allows(shape, seed, magnitude, group_size
     bound = (torch.round(groups / plain).clamp(-8, 7) * plain - groups).square().sum(-1)
     found = (quantized.unpack().t().float().view_as(groups) - groups).square().sum(-1)
     assert (found <= bound * 1.001 + 1e-6).all()
-    assert ((quantized.dequantize() - weight).abs().amax(1) <= 8 * quantized.scale * 4).all()
+    assert ((quantized.dequantize() - weight).abs().amax(1) <= 40 * quantized.scale).all()
 
 
 @few
@@ -74,7 +74,10 @@ def test_every_byte_unpacks_to_two_halves() -> None:
 def test_activations_are_off_by_half_a_step_at_most(shape, seed, magnitude, dtype, shift) -> None:
     x = ((weights(shape, seed) + shift) * magnitude).to(dtype)
     quantized = schemes.quantize_activation(x)
-    assert quantized.values.dtype == torch.int8
+    unsigned = schemes.quantize_activation(x, signed=False)
+    assert (quantized.values.dtype, unsigned.values.dtype) == (torch.int8, torch.uint8)
+    assert torch.equal(quantized.values.int() + 128, unsigned.values.int())
+    assert quantized.zero_point + 128 == unsigned.zero_point
     assert ((quantized.dequantize() - x.float()).abs() <= 0.51 * quantized.scale).all()
 
 
