@@ -11,6 +11,7 @@ group of inputs, and one scale s for each output. m · q is an integer in -128�
 multiplication is INT8's own.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -137,31 +138,33 @@ ROUNDER = 1.5 * 2**23
 def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
     """x of any float type to int8 by its own range, which always includes 0.
 
-    `signed`: False gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU, where
-    looking would stall it, both become NaN in the output.
+    `signed`: False gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU,
+    where looking would stall it, both become NaN in the output.
     """
     lowest, highest = x.amin(), x.amax()
     if x.device.type != "cpu":
         lowest, highest = lowest.float().clamp(max=0), highest.float().clamp(min=0)
-        scale = ((highest - lowest) / 255).clamp(min=SMALLEST_SCALE)
-        zero_point = torch.round(-lowest / scale) - 128
+        scale = ((highest - lowest) / STEPS).clamp(min=SMALLEST_SCALE)
+        zero_point = torch.ceil(-lowest / scale) - 128
         values = torch.round(x.float() / scale + zero_point).clamp_(-128, 127).to(torch.int8)
         return Activation(values, scale, zero_point)
     low, high = min(lowest.item(), 0.0), max(highest.item(), 0.0)
-    step = (high - low) / 255
+    step = (high - low) / STEPS
     if not step < torch.inf:
         raise BadInput(
             f"activations reach {low:g} … {high:g} before a quantized layer",
             "leave that layer in high precision, or compute in bfloat16 or float32",
         )
     step = max(step, SMALLEST_SCALE)
-    zero = round(-low / step) - (128 if signed else 0)
+    zero = math.ceil(-low / step) - (128 if signed else 0)
     # One addition scales, shifts and rounds: the integer is the low byte of the sum, with a sign or without.
     shifted = torch.add(torch.tensor([ROUNDER + zero]), x, alpha=1 / step)
     values = shifted.view(torch.int32).to(torch.int8)
     return Activation(values if signed else values.view(torch.uint8), step, zero)
 
 
+STEPS = 254
+"""From the smallest to the largest value. 255 would fit exactly, and a rounding error would wrap the largest to 0."""
 SMALLEST_SCALE = 1e-30
 
 

@@ -81,6 +81,15 @@ def test_activations_are_off_by_half_a_step_at_most(shape, seed, magnitude, dtyp
     assert ((quantized.dequantize() - x.float()).abs() <= 0.51 * quantized.scale).all()
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_value_wraps_around(signed) -> None:
+    """Ranges whose ends fall between two integers: the largest must not become the smallest."""
+    for low in torch.linspace(0, 2, 2001).tolist():
+        x = torch.tensor([-low, 0.0, 255 - low])
+        quantized = schemes.quantize_activation(x, signed)
+        assert ((quantized.dequantize() - x).abs() <= 0.51 * quantized.scale).all(), low
+
+
 @few
 @given(shapes, seeds)
 def test_zero_stays_zero(shape, seed) -> None:
