@@ -132,13 +132,11 @@ def _gallery(results: Results, number_of: Mapping[str, int], folder: Path) -> di
         "choices": {number_of[name]: sorted(n for owner, n in chosen.urls if owner == name) for name in names},
         "names": {number_of[name]: name for name in names},
     }
-    rankings = {metric_of(found.ranked_by[name]).label for name in names if name in found.ranked_by}
     return {
         "variants": names,
         "first": advised,
         "shared": chosen.shared,
         "worst": {name: numbers for name, numbers in chosen.worst.items() if numbers},
-        "ranked_by": ", ".join(sorted(rankings)),
         "prompts": prompts,
         "lost": data["lost"],
         "count": len(found.pictures),

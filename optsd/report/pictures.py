@@ -9,13 +9,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from optsd.records import Results, write_atomically
-from optsd.report.tables import all_variants, index, metric_of
+from optsd.report.tables import all_variants, index
 
 MOST_BYTES = 5_000_000
 """Of all pictures inside the page, as base64. With plots and tables it stays under 10 MB."""
 
 PAIRED = ("lpips", "lpips_shapes", "ssim", "psnr_db")
-"""Distances to the baseline's own picture; the first that has a reading a picture says which prompts lost most."""
+"""Distances to the baseline's own picture, which are shown where there is a reading a picture."""
 
 _PLANS = ((8, 4), (6, 3), (4, 2), (2, 1), (1, 1), (1, 0))  # (prompts that every variant shows, its worst)
 _MOST_EMBEDDED = 400  # pictures
@@ -32,6 +32,7 @@ class Picture:
     prompt: str
     seed: int
     file: str
+    worst: int = 0  # 1 for the picture of its variant that lost most, 2 for the next, 0 for those without a rank
 
 
 @dataclass
@@ -41,7 +42,6 @@ class Album:
     folder: Path
     pictures: dict[tuple[str, int], Picture]
     lost: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
-    ranked_by: dict[str, str] = field(default_factory=dict)  # variant -> the metric that ranks its prompts
 
     @property
     def variants(self) -> list[str]:
@@ -52,13 +52,9 @@ class Album:
         return sorted({number for _, number in self.pictures})
 
     def worst(self, variant: str, count: int) -> list[int]:
-        """The indices of the pictures that lost most, worst first. Empty where no metric has a reading a picture."""
-        name = self.ranked_by.get(variant)
-        if name is None:
-            return []
-        sign = 1 if metric_of(name).better == "higher" else -1
-        mine = [number for owner, number in self.pictures if owner == variant]
-        return sorted(mine, key=lambda number: (sign * self.lost[variant, number][name], number))[:count]
+        """The indices of the pictures that lost most against the baseline's, as the run ranked them."""
+        mine = [row for (owner, _), row in self.pictures.items() if owner == variant and row.worst]
+        return [row.index for row in sorted(mine, key=lambda row: (row.worst, row.index))[:count]]
 
     def open(self, variant: str, number: int) -> Image.Image | None:
         """The picture, RGB; None where its file is missing, damaged, outside the run's folder, or too large."""
@@ -80,9 +76,15 @@ def album(results: Results, folder: Path) -> Album:
         variant, file = row.get("variant"), row.get("file")
         if isinstance(variant, str) and isinstance(file, str):
             number = _whole(row.get("index"), place)
-            prompt = str(row.get("prompt", ""))
-            # Of a run with several seeds the page shows the first.
-            pictures.setdefault((variant, number), Picture(variant, number, prompt, _whole(row.get("seed"), 0), file))
+            picture = Picture(
+                variant,
+                number,
+                str(row.get("prompt", "")),
+                _whole(row.get("seed"), 0),
+                file,
+                _whole(row.get("worst"), 0),
+            )
+            pictures.setdefault((variant, number), picture)
     found = Album(folder, pictures)
     rows = index(results)
     for variant in found.variants:
@@ -90,7 +92,6 @@ def album(results: Results, folder: Path) -> Album:
         for name in PAIRED:
             readings = rows[variant, name].samples if (variant, name) in rows else ()
             if readings and len(readings) == len(numbers):
-                found.ranked_by.setdefault(variant, name)
                 for number, value in zip(numbers, readings, strict=True):
                     found.lost.setdefault((variant, number), {})[name] = value
     return found

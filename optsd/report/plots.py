@@ -47,9 +47,10 @@ def _against_claims(run: Run, name: str, file: str) -> Drawing | None:
     if not found:
         return None
     scale = scale_for(metric_of(name).unit, [rows[0].value or 0.0 for _, _, rows in found])
-    claimed = {
-        row.variant: row.expected for row in run.results.verdicts if row.metric == name and "claim" in row.source
-    }
+    claimed: dict[str, float | None] = {}
+    for row in run.results.verdicts:
+        if row.metric == name and "claim" in row.source:
+            claimed.setdefault(row.variant, row.expected)  # of several the first: the guide's table of results
     page, axes = _bars([(number, variant) for number, variant, _ in found])
     labels, drawn = {}, False
     for place, (number, variant, rows) in enumerate(found):

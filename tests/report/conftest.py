@@ -2,12 +2,14 @@
 
 import dataclasses
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from optsd import report
 from optsd.metrics import METRICS, metric
 from optsd.records import Measurement, Results, Technique, Verdict, Workload
 from optsd.variants import GUIDE_VARIANTS
@@ -38,7 +40,7 @@ def invent(
         measurements=tuple(measurements),
         verdicts=tuple(_verdicts(variants, measurements)),
         techniques=tuple(_technique(variant) for variant in variants),
-        images=tuple(_images(folder, variants, prompts)) if folder else (),
+        images=tuple(_images(folder, variants, prompts, measurements)) if folder else (),
         command="TEST DATA pytest bench --model shapes --steps 20",
         created="2026-01-02T03:04:05+00:00",
         complete=True,
@@ -135,14 +137,21 @@ def _technique(variant: str) -> Technique:
     return Technique(variant, "int" not in variant, touched, proof)
 
 
-def _images(folder: Path, variants: tuple[str, ...], prompts: int) -> list[dict[str, object]]:
-    rows = []
+def _images(
+    folder: Path, variants: tuple[str, ...], prompts: int, measurements: list[Measurement]
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    lost = {row.variant: row.samples for row in measurements if row.metric == "lpips_shapes"}
     for variant in variants:
+        readings = lost.get(variant, ())
+        worst = sorted(range(len(readings)), key=lambda number: -readings[number])[:4]
         for index in range(prompts):
             file = f"images/{variant}/{index:04d}.png"
             first, second = COLOURS[index % 5], COLOURS[(index + 1) % 5]
             prompt = f"a large {first} circle to the left of a small {second} square on a white background"
-            rows.append({"variant": variant, "prompt": prompt, "seed": 42 + index, "index": index, "file": file})
+            row = {"variant": variant, "prompt": prompt, "seed": 42, "index": index, "file": file}
+            rank = {"worst": worst.index(index) + 1, "loss": readings[index]} if index in worst else {}
+            rows.append(row | rank)
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             _draw(first, second, variant, index).save(folder / file)
     return rows
@@ -172,6 +181,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def results(run_folder: Path) -> Results:
     return Results.read(run_folder / "results.json")
+
+
+@pytest.fixture(scope="session")
+def written(results: Results, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with its report, read only."""
+    folder = tmp_path_factory.mktemp("written")
+    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
+    report.write(results, folder)
+    return folder
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def test_a_run_without_figures_has_no_answers(results):
 
 def test_what_is_missing_is_said_once_with_its_reason(results):
     said = missing(results)
-    assert any(line.startswith("FID, KID, IS, CLIP, LPIPS: not measured for all 11 variants (Inception") for line in said)
+    start = "FID, KID, IS, CLIP, LPIPS: not measured for all 11 variants (Inception"
+    assert any(line.startswith(start) for line in said)
     assert not any("retention" in line or "kept" in line for line in said)  # the baseline has none, by definition
 
 
@@ -64,7 +65,7 @@ def test_a_run_that_was_cut_off_says_everything_that_it_lacks(cut_off):
 def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
     odd = Verdict("int8", "speedup", "puzzling", 1.0, 1.0, "", "somewhere")
     counts = count_verdicts(dataclasses.replace(results, verdicts=(odd, *results.verdicts)))
-    assert list(counts)[0] == "missed"
+    assert next(iter(counts)) == "missed"
     assert counts["puzzling"] == 1
     assert sum(counts.values()) == len(results.verdicts) + 1
     assert sign_of("puzzling") == ("?", "unknown")

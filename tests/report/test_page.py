@@ -32,14 +32,6 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(results, run_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("written")
-    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
-    report.write(results, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def text(written):
     return (written / "index.html").read_text(encoding="utf-8")
 
@@ -148,7 +140,8 @@ def test_the_same_results_give_the_same_bytes_in_another_process(make_results, t
     report.write(Results.read(tmp_path / "a/results.json"), tmp_path / "a")
     code = (
         "import pathlib, sys; from optsd import report; from optsd.records import Results;"
-        "f = pathlib.Path(sys.argv[1]); report.write(Results.read(f / 'results.json'), f); assert 'torch' not in sys.modules"
+        "f = pathlib.Path(sys.argv[1]); report.write(Results.read(f / 'results.json'), f);"
+        "assert 'torch' not in sys.modules"
     )
     seeded = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     subprocess.run([sys.executable, "-c", code, tmp_path / "b"], check=True, env=seeded)

@@ -26,7 +26,8 @@ def test_every_variant_has_one_row_and_the_speedup_its_interval(results):
     for variant in results.variants:
         assert len([line for line in lines if line.startswith(f"{variant} ")]) == 1
     row = results.get("int8", "speedup")
-    assert f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" in next(line for line in lines if line.startswith("int8 "))
+    line = next(line for line in lines if line.startswith("int8 "))
+    assert f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" in line
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
