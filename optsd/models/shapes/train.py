@@ -42,9 +42,9 @@ class Stage:
 
 AUTOENCODER = Stage("autoencoder", seed=11, steps=2500, batch=16, learning_rate=2e-3, ema=0.995)
 TEXT_ENCODER = Stage("text_encoder", seed=12, steps=800, batch=64, learning_rate=1e-3)
-UNET = Stage("unet", seed=13, steps=4500, batch=32, learning_rate=1e-3, ema=0.999)
+UNET = Stage("unet", seed=13, steps=3000, batch=32, learning_rate=1e-3, ema=0.999)
 CLASSIFIER = Stage("classifier", seed=21, steps=1500, batch=32, learning_rate=2e-3, ema=0.99)
-CLIP = Stage("clip", seed=22, steps=1500, batch=64, learning_rate=1e-3)
+CLIP = Stage("clip", seed=22, steps=500, batch=64, learning_rate=1e-3)
 
 PLACES = ("left", "right", "top", "bottom", "middle")
 LATENT_SCENES = 32768  # scenes whose latents the UNet is trained on
