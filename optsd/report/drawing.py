@@ -112,8 +112,9 @@ def _inline(svg: str, name: str, words: str, labels: Mapping[str, str]) -> str:
     ElementTree.register_namespace("xlink", _XLINK)
     root = ElementTree.fromstring(svg)
     for child in list(root):
-        if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}defs"):
-            root.remove(child)  # the second is a rule for every element of the page
+        rules = child.find(f"{{{_SVG}}}style") is not None  # they would hold for every element of the page
+        if rules or child.tag == f"{{{_SVG}}}metadata":
+            root.remove(child)
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib.update({"class": "plot", "role": "group", "aria-label": words})

@@ -100,7 +100,8 @@ def all_variants(results: Results) -> tuple[str, ...]:
     proven = (row.variant for row in results.techniques)
     judged = (row.variant for row in results.verdicts)
     failed = (row["variant"] for row in results.failures if row.get("variant"))
-    return tuple(dict.fromkeys([*results.variants, *proven, *judged, *failed]))
+    drawn = (row["variant"] for row in results.images if isinstance(row.get("variant"), str))
+    return tuple(dict.fromkeys([*results.variants, *proven, *judged, *failed, *drawn]))
 
 
 def index(results: Results) -> dict[tuple[str, str], Measurement]:

@@ -13,9 +13,10 @@ _FAILING = ("missed", "regressed", "unattainable")
 
 
 def write(results: Results, folder: Path) -> None:
-    write_atomically(folder / "table.md", table_md(results))
-    write_atomically(folder / "table.csv", table_csv(results))
-    write_atomically(folder / "summary.md", summary_md(results))
+    texts = {"table.md": table_md(results), "table.csv": table_csv(results), "summary.md": summary_md(results)}
+    for name, text in texts.items():
+        # A results file may hold half of a surrogate pair, which UTF-8 cannot.
+        write_atomically(folder / name, text.encode("utf-8", "replace"))
 
 
 def describe(workload: Workload) -> str:
