@@ -106,14 +106,14 @@ def test_openvino(precision: str, openvino_model: Any, inputs: Any, workload: Wo
     benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("variant", OURS)
-def test_ours(variant: str, inputs: Any, workload: Workload, benchmark) -> None:
+@pytest.mark.parametrize("ours", OURS)
+def test_ours(ours: str, inputs: Any, workload: Workload, benchmark) -> None:
     """Seconds of one guided UNet call of a variant, on the same inputs and threads."""
     import torch
 
     from optsd import models
 
-    pipe, patch = models.build(workload.model, variant, "cpu", workload.dtype)
+    pipe, patch = models.build(workload.model, ours, "cpu", workload.dtype)
     latents, step, text = inputs
 
     @torch.no_grad()
@@ -121,6 +121,6 @@ def test_ours(variant: str, inputs: Any, workload: Workload, benchmark) -> None:
         pipe.unet(latents, step, text, return_dict=False)
 
     benchmark.group = f"UNet of {workload.model}, {workload.width}x{workload.height}, with guidance"
-    benchmark.extra_info["by"] = f"optsd {variant}"
+    benchmark.extra_info["by"] = f"optsd {ours}"
     benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=1)
     assert patch.touched
