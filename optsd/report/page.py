@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from optsd.records import Measurement, Results, Verdict, write_atomically
 from optsd.report import pictures
@@ -43,6 +43,7 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["sign"] = sign_of
+    environment.filters["breakable"] = lambda name: escape(name).replace("+", Markup("+<wbr>"))
     return environment.get_template("page.html").render(
         results=results,
         variants=variants,

@@ -149,7 +149,8 @@ def test_the_difference_of_equal_pictures_is_black(opened):
     from io import BytesIO
 
     with Image.open(BytesIO(stage.screenshot_as_png)) as picture:
-        assert max(high for _, high in picture.convert("RGB").getextrema()) <= 8
+        middle = picture.convert("RGB").crop((20, 20, picture.width - 20, picture.height - 20))  # its corners are round
+        assert max(high for _, high in middle.getextrema()) <= 8
 
 
 def test_a_thumbnail_opens_its_pair(opened, results):
@@ -200,7 +201,7 @@ def test_fifty_variants_and_a_thousand_prompts_open_in_three_seconds(browser, ma
     variants = ("baseline", *(f"int8+tome:{number}" for number in range(49)))
     many = make_results(variants=variants, prompts=1000)
     for number in range(8):
-        Image.effect_noise((256, 256), 30 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        Image.effect_noise((64, 64), 30 + number).convert("RGB").save(tmp_path / f"{number}.png")
     images = tuple(
         {
             "variant": variant,

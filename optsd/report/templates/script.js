@@ -26,7 +26,8 @@
   for (const name of ["pointerover", "focusin"]) document.addEventListener(name, (event) => { const target = tipped(event); if (target) show(target); });
   for (const name of ["pointerout", "focusout"]) document.addEventListener(name, () => { tip.hidden = true; });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") { tip.hidden = true; one("#filter").open = false; } });
-  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  /* The focus scrolls its mark into view, and the tip must come along. */
+  addEventListener("scroll", () => { if (tip.hidden) return; if (document.activeElement.matches(".point")) show(document.activeElement); else tip.hidden = true; }, { passive: true });
 
   /* Which variants are shown: in tables, plots and pictures alike. */
   const boxes = all("[data-toggle]");
