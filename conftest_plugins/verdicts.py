@@ -143,6 +143,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
             rows = judge_regressions(baselines, results, chosen)
             verdicts += _noted(config, "--gate", rows)
             _offer_tightening(outcome, rows)
+        if not results.complete and (config.getoption("--repeat") > 1 or config.getoption("--expected-update")):
+            raise BadInput("the run was cut off: nothing was repeated or recorded", "let it end")
         if config.getoption("--repeat") > 1:
             repeats = _repeat(config, results, folder)
             # Whatever the figures do, the same seed must give the same picture.

@@ -173,6 +173,8 @@ def _too_little(row: Row, run: Run, found: Measurement, results: Results) -> str
 
 def _other_machine(row: Row, run: Run, results: Results) -> str:
     now = identity(results.machine, results.workload.device)
+    if now.get("threads") is None:  # the main process of `-n` workers has no torch, and times nothing
+        now["threads"] = run.identity.get("threads")
     differences = [
         f"{key} {now.get(key)} instead of {then}" for key, then in run.identity.items() if now.get(key) != then
     ]
