@@ -66,7 +66,8 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
         _convertible(tracer),
         _clear_errors(),
     ):
-        pipe = architectures.build(model, getattr(torch, workload.dtype))
+        with tracer.paused():
+            pipe = architectures.build(model, getattr(torch, workload.dtype))
         parameters = {
             name: sum(parameter.numel() for parameter in part.parameters())
             for name, part in pipe.components.items()

@@ -66,7 +66,7 @@ def test_a_key_value_cache_cannot_be_fast(eager, fused):
 
 
 @pytest.mark.parametrize(
-    ("variant", "metric", "low", "high", "expected"),
+    ("technique", "metric", "low", "high", "expected"),
     [
         ("kvcache", "speedup", 1.5, 1.5, "unattainable"),
         ("kvcache", "speedup", 1.1, 1.1, "possible"),  # within the tolerance
@@ -78,8 +78,8 @@ def test_a_key_value_cache_cannot_be_fast(eager, fused):
         ("tome", "speedup", 1.3, 1.3, "not bounded"),
     ],
 )
-def test_claims_against_bounds(variant, metric, low, high, expected, eager, fused):
-    claim = Claim(variant, metric, low, high, Tolerance(relative=0.1), "somebody")
+def test_claims_against_bounds(technique, metric, low, high, expected, eager, fused):
+    claim = Claim(technique, metric, low, high, Tolerance(relative=0.1), "somebody")
     made = replace(read_claims(FILE), claims=(claim,))
     (bound,) = bounds.bounds(made, eager, fused)
     assert bound.status == expected
