@@ -12,7 +12,7 @@ import pytest
 
 from optsd.quantization.kernels import KERNELS
 
-pytestmark = pytest.mark.speed
+pytestmark = pytest.mark.layers
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from optsd.records import Workload
 if TYPE_CHECKING:
     import torch
 
-pytestmark = [pytest.mark.speed, pytest.mark.slow]
+pytestmark = pytest.mark.peers
 
 OURS = ("baseline", "sdpa", "int8", "int4", "int8+flash", "int4+flash")
 THEIRS = ("float32", "bfloat16", "int8")

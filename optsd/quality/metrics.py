@@ -106,8 +106,9 @@ def kid(features: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> Figure
     # Pairs of an image with itself, which a resample has, are left out of the sum and of the count.
     diagonal = weights**2
     pairs = ((weights @ within) * weights).sum(1) - diagonal @ np.diagonal(within)
-    pairs /= weights.sum(1) ** 2 - diagonal.sum(1)
-    replicates = pairs - 2 * (weights @ across) / weights.sum(1)
+    count = weights.sum(1) ** 2 - diagonal.sum(1)
+    some = count > 0  # a resample of few images can be one image over and over: it has no pairs
+    replicates = pairs[some] / count[some] - 2 * (weights[some] @ across) / weights[some].sum(1)
     note = f"n={len(features)}, reference n={len(reference)}, {_KID_SUBSETS} subsets of {size}"
     return Figure(value, _centred(replicates, value), note=note)
 
