@@ -51,8 +51,8 @@ class Judge:
         """
         if images.shape != self.baseline.shape:
             raise BadInput(
-                f"{variant} has images of {images.shape}, the baseline of {self.baseline.shape}",
-                "draw the same prompts",
+                f"{variant} has images of shape {images.shape}, the baseline of {self.baseline.shape}",
+                "draw the same prompts at the same size",
             )
         same = images is self.baseline or np.array_equal(images, self.baseline)
         absolute = dict(self._of_baseline) if same else self._absolute(images)

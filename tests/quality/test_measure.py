@@ -43,7 +43,7 @@ def _judge(**changes) -> Judge:
     settings = {
         "baseline": _images(),
         "prompts": PROMPTS,
-        "reference": Reference(_images(1, 100)),
+        "reference": Reference(_images(1, 100) + np.uint8(40)),
         "networks": MeanColours(),
         "counts_objects": True,
     }
