@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import gpu_warning, joined, why_absent
@@ -30,7 +31,7 @@ def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
         measured,
         expected,
         _expectation_text(claim),
-        f"{claims.file}: {claim.source}",
+        f"{Path(claims.file).name}: {claim.source}",
         joined(note, gpu_warning(claim.metric, results)),
     )
 

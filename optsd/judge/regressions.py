@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from optsd.errors import BadInput
 from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
@@ -38,7 +39,7 @@ def judge_regressions(
         if found.metric in RECORDED and found.value is not None and not is_noise_floor(found)
     ]
     names = dict.fromkeys(name for name in [*measured, *expected] if variants is None or name[0] in variants)
-    where = baselines.file if baselines else "no baseline file"
+    where = Path(baselines.file).name if baselines else "no baseline file"  # no path of this machine in a report
     return tuple(_judge_row(variant, name, baselines, run, results, where) for variant, name in names)
 
 

@@ -36,7 +36,7 @@ def test_a_third_slower_is_regressed_and_says_by_how_much(make_run, recorded):
     assert statuses(verdicts) == {"int8": "regressed", "flash": "ok"}
     found = verdict_of(verdicts, "int8", "speedup")
     assert "+30" in found.note or "+29" in found.note
-    assert found.source == "baselines/test.json: int8 speedup"
+    assert found.source == "test.json: int8 speedup"
     assert found.tolerance == "±10 %"
     assert [row.variant for row in failing(verdicts, gate=False)] == ["int8"] * 3  # speedup, seconds and memory
 
