@@ -72,10 +72,9 @@ class Flash:
     def check(self, pipe: Pipeline) -> None:
         check_attention(pipe, self.name)
         for layer, attention in attentions(pipe):
-            weight = next(attention.parameters())
             width = attention.inner_dim // attention.heads
             reasons = {
-                kernel.name: kernel.refusal(weight.device, weight.dtype, width, masked=False)
+                kernel.name: kernel.refusal(pipe.unet.device, pipe.unet.dtype, width, masked=False)
                 for kernel in FLASH_KERNELS
             }
             if all(reasons.values()):
@@ -206,7 +205,8 @@ class KernelProcessor:
                         raise
                     reason = self.failed[kernel.name] = f"it failed: {str(error).splitlines()[0]}"
                 else:
-                    self.passed_over.update(reasons)
+                    if reasons.keys() - self.passed_over.keys():
+                        self.passed_over.update(reasons)
                     self.tally.add(kernel.operator(query.device))
                     return attended
             reasons[kernel.name] = reason

@@ -1,11 +1,12 @@
 """Token merging for Stable Diffusion (Bolya & Hoffman, CVPR workshops 2023). Approximate.
 
 At the highest resolution that has attention, the most similar tokens are averaged before self-attention and get the
-common result after it. The mathematics (`matching`, `Merge`) stands apart from the patching.
+common result after it. The mathematics (`places`, `matching`, `Merge`) stands apart from the patching.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
 
 @dataclass(frozen=True)
 class TokenMerging:
-    """Merge this fraction of the tokens, at most 0.75. Pays at large sizes; below 512×512 it costs what it saves."""
+    """Merge this fraction of the tokens, at most 0.75. Pays where self-attention is most of the work."""
 
     ratio: float = 0.5
     exact: bool = False
@@ -50,7 +51,7 @@ class TokenMerging:
     def apply(self, pipe: Pipeline) -> Patch:
         level, blocks = _finest(pipe.unet)
         size = _Size(pipe.unet, level)
-        layers = {f"{name}.attn1": block.attn1 for name, block in blocks.items() if not block.only_cross_attention}
+        layers = {f"{name}.attn1": block.attn1 for name, block in blocks.items()}
         if not layers:
             raise NothingMatched(f"{self.name} found no self-attention in the UNet", "leave tome out")
         merged = {name: _Merged(layer, size, self.ratio) for name, layer in layers.items()}
@@ -64,7 +65,7 @@ class TokenMerging:
 
 
 def _finest(unet: nn.Module) -> tuple[int, dict[str, BasicTransformerBlock]]:
-    """The highest resolution with attention, as the number of halvings before it, and its transformer blocks."""
+    """The highest resolution with self-attention, as the number of halvings before it, and its transformer blocks."""
     blocks: Any = unet
     levels = len(blocks.down_blocks)
     for level in range(levels):
@@ -74,7 +75,7 @@ def _finest(unet: nn.Module) -> tuple[int, dict[str, BasicTransformerBlock]]:
             f"unet.{place}.{name}": module
             for place, block in places.items()
             for name, module in block.named_modules()
-            if isinstance(module, BasicTransformerBlock)
+            if isinstance(module, BasicTransformerBlock) and not module.only_cross_attention
         }
         if found:
             return level, found
@@ -90,12 +91,13 @@ class _Size:
     def __init__(self, unet: nn.Module, level: int) -> None:
         self.whole, self.level = unet.forward, level
         self.turn, self.tally = Turn(), Tally()
-        self.rows = self.columns = 0
+        self.places = Places(torch.empty(0), torch.empty(0))
 
     def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         with self.turn.lock:
             # Each halving is a convolution of stride 2 that rounds up.
-            self.rows, self.columns = (math.ceil(side / 2**self.level) for side in sample.shape[-2:])
+            rows, columns = (math.ceil(side / 2**self.level) for side in sample.shape[-2:])
+            self.places = places(rows, columns, sample.device)
             return self.whole(sample, *args, **kwargs)
 
 
@@ -114,24 +116,46 @@ class _Merged:
     ) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None:
             return self.whole(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        merge = matching(hidden_states, self.size.rows, self.size.columns, self.ratio)
+        merge = matching(hidden_states, self.size.places, self.ratio)
         self.size.tally.add("merged")
         return merge.undo(self.whole(merge.apply(hidden_states), **kwargs))
 
 
-def matching(tokens: Tensor, rows: int, columns: int, ratio: float) -> "Merge":
-    """Bipartite soft matching: which `ratio` of the B×(rows·columns)×C tokens go into which others.
+@dataclass(frozen=True)
+class Places:
+    """Which tokens of a grid others can go into, and all others; both in order."""
 
-    One token of every 2×2 cell, at a place that is drawn once for each size, is a destination; each other token has
-    one most similar destination (cosine), and those that are most similar to theirs are merged into it.
+    destinations: Tensor  # D, one a whole 2×2 cell
+    sources: Tensor  # N - D
+
+
+@lru_cache(maxsize=16)
+def places(rows: int, columns: int, device: torch.device) -> Places:
+    """One destination in every 2×2 cell, at a place that is drawn once for each size.
+
+    Pseudo-random, as a regular grid shows in the picture; the same every time, so that images can be repeated.
     """
-    destinations, sources = _cells(rows, columns, tokens.device)
+    generator = torch.Generator().manual_seed(rows * 65537 + columns)
+    place = torch.randint(4, (rows // 2, columns // 2), generator=generator)
+    row = 2 * torch.arange(rows // 2)[:, None] + place // 2
+    column = 2 * torch.arange(columns // 2) + place % 2
+    chosen = torch.zeros(rows * columns, dtype=torch.bool)
+    chosen[(row * columns + column).flatten()] = True
+    return Places(chosen.nonzero()[:, 0].to(device), (~chosen).nonzero()[:, 0].to(device))
+
+
+def matching(tokens: Tensor, grid: Places, ratio: float) -> "Merge":
+    """Bipartite soft matching: which `ratio` of the B×N×C tokens go into which others.
+
+    Each source has one most similar destination (cosine); those that are most similar to theirs are merged into it.
+    """
     unit = F.normalize(tokens.float(), dim=-1)
-    similarity, nearest = (unit[:, sources] @ unit[:, destinations].mT).max(dim=-1)  # B×S
+    similarity, nearest = (unit[:, grid.sources] @ unit[:, grid.destinations].mT).max(dim=-1)  # B×(N - D)
     order = similarity.argsort(dim=-1, descending=True)
-    count = min(len(sources), int(rows * columns * ratio))
+    count = min(len(grid.sources), int(tokens.shape[1] * ratio))
     merged, kept = order[:, :count], order[:, count:]
-    return Merge(sources[kept], sources[merged], nearest.gather(1, merged), destinations, rows * columns)
+    into = nearest.gather(1, merged)
+    return Merge(grid.sources[kept], grid.sources[merged], into, grid.destinations, tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -158,20 +182,6 @@ class Merge:
         whole.scatter_(1, _wide(self.kept, kept), kept)
         going = _take(targets, self.into)
         return whole.scatter_(1, _wide(self.merged, going), going)
-
-
-def _cells(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices of the destinations (one a whole 2×2 cell) and of the other tokens, both in order.
-
-    The places within the cells are pseudo-random, as a regular grid shows in the picture, and the same every time.
-    """
-    generator = torch.Generator().manual_seed(rows * 65537 + columns)
-    place = torch.randint(4, (rows // 2, columns // 2), generator=generator)
-    row = 2 * torch.arange(rows // 2)[:, None] + place // 2
-    column = 2 * torch.arange(columns // 2) + place % 2
-    is_destination = torch.zeros(rows * columns, dtype=torch.bool)
-    is_destination[(row * columns + column).flatten()] = True
-    return is_destination.nonzero()[:, 0].to(device), (~is_destination).nonzero()[:, 0].to(device)
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 80,
     },
     "no-mid": {
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": 2,
         "mid_block_type": None,
         "only_cross_attention": (True, False),

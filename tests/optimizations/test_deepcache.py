@@ -78,6 +78,22 @@ def test_an_error_leaves_no_trace(small_unet, bare, denoise):
     assert not any("forward" in vars(module) for module in unet.modules())
 
 
+def test_a_first_step_that_failed_leaves_nothing_to_reuse(small_unet, bare):
+    unet = small_unet()
+    inputs = example_inputs(unet, 1, (8, 8))
+    with torch.no_grad():
+        expected = unet(**inputs | {"timestep": 400}).sample
+    patch = DeepCache(3).apply(bare(unet))
+    whole = unet.forward.__self__.whole
+    unet.forward.__self__.whole = lambda *args, **kwargs: 1 / 0
+    with torch.no_grad():
+        with pytest.raises(ZeroDivisionError):
+            unet(**inputs | {"timestep": 500})
+        unet.forward.__self__.whole = whole
+        assert torch.equal(unet(**inputs | {"timestep": 400}).sample, expected)
+    assert patch.proof == {"whole_steps": 1, "shallow_steps": 0}
+
+
 def test_threads_that_share_a_unet(pipe, paint):
     prompts = ["a small red circle", "a large blue square"]
     pipes = [pipe, StableDiffusionPipeline(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})]

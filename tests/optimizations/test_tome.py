@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput, NothingMatched
-from optsd.optimizations.tome import TokenMerging, matching
+from optsd.optimizations.tome import TokenMerging, matching, places
 
 sizes = st.integers(2, 9)
 
@@ -12,7 +12,7 @@ sizes = st.integers(2, 9)
 @given(sizes, sizes, st.floats(0.01, 0.75))
 def test_every_token_is_kept_merged_or_a_destination(rows, columns, ratio):
     tokens = torch.randn(2, rows * columns, 4)
-    merge = matching(tokens, rows, columns, ratio)
+    merge = matching(tokens, places(rows, columns, tokens.device), ratio)
     for sample in range(2):
         groups = torch.cat([merge.kept[sample], merge.merged[sample], merge.destinations])
         assert sorted(groups.tolist()) == list(range(rows * columns))
@@ -25,13 +25,13 @@ def test_nothing_is_lost_where_tokens_are_alike(rows, columns):
     """2×2 cells of one colour each: whoever is merged goes into an equal."""
     cells = torch.randn(1, 4, (rows + 1) // 2, (columns + 1) // 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     tokens = cells[:, :, : rows // 2 * 2, : columns // 2 * 2].flatten(2).transpose(1, 2)
-    merge = matching(tokens, rows // 2 * 2, columns // 2 * 2, 0.75)
+    merge = matching(tokens, places(rows // 2 * 2, columns // 2 * 2, tokens.device), 0.75)
     torch.testing.assert_close(merge.undo(merge.apply(tokens)), tokens)
 
 
 def test_a_destination_becomes_the_mean_and_gives_its_result_back():
     tokens = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [0.0, 7.0]]])
-    merge = matching(tokens, 2, 2, 0.25)
+    merge = matching(tokens, places(2, 2, tokens.device), 0.25)
     (into,), (gone,) = merge.destinations.tolist(), merge.merged[0].tolist()
     whole = merge.undo(merge.apply(tokens))
     mean = (tokens[0, into] + tokens[0, gone]) / 2
