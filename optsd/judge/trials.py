@@ -11,8 +11,8 @@ and begun again. Of this package only `measure` imports torch.
 
 import argparse
 import json
-import multiprocessing
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,14 +21,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from optsd.errors import BadInput
 from optsd.judge.recording import as_baselines
 from optsd.judge.regressions import judge_regressions
-from optsd.judge.statistics import median_interval, ratio_interval
+from optsd.judge.statistics import change_interval, median_interval, paired_ratios, ratio_interval
 from optsd.measure.environment import Watch, machine
 from optsd.records import Measurement, Results, Workload
 
 DELAYS = {"identical": 0.0, "5 % slower": 0.05, "12 % slower": 0.12, "30 % slower": 0.30}
+STEPS = 2
 STATUSES = ("regressed", "insufficient data", "ok", "improved")
 
 
@@ -54,32 +57,29 @@ class DelayedStep:
 
 
 def time_run(baseline: Callable[[], object], variant: Callable[[], object], step: DelayedStep, rounds: int) -> dict:
-    """One run: seconds of the baseline (twice a round), and of the variant with each delay, round by round."""
-    calls: dict[str, tuple[Callable[[], object], float]] = {
-        "baseline": (baseline, 0.0),
-        "again": (baseline, 0.0),
-        **{name: (variant, delay) for name, delay in DELAYS.items()},
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    """One run: for the baseline itself and for each build, its seconds and the baseline's of the moment before."""
+    calls = {"baseline": (baseline, 0.0), **{name: (variant, delay) for name, delay in DELAYS.items()}}
+    seconds: dict[str, dict[str, list[float]]] = {name: {"baseline": [], "ours": []} for name in calls}
     watch, shuffled = Watch(), random.Random(0)
     for _ in range(rounds):
         # No build may always come after the same other one.
-        for name, (call, step.delay) in shuffled.sample(list(calls.items()), len(calls)):
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+        for name, (call, delay) in shuffled.sample(list(calls.items()), len(calls)):
+            step.delay = delay
+            for which, timed in (("baseline", baseline), ("ours", call)):
+                start = time.perf_counter()
+                timed()
+                seconds[name][which].append(time.perf_counter() - start)
     return {"seconds": seconds, "load": watch.read(), "machine": machine()}
 
 
 def as_results(run: dict, build: str) -> Results:
     """A run as the suite would have written it, had it benched this build of the variant `flash`."""
-    seconds = run["seconds"]
     rows = []
-    for variant, ours in (("baseline", seconds["again"]), ("flash", seconds[build])):
+    for variant, name in (("baseline", "baseline"), ("flash", build)):
+        theirs, ours = run["seconds"][name]["baseline"], run["seconds"][name]["ours"]
         rows.append(Measurement(variant, "latency_s", "s", *median_interval(ours), tuple(ours)))
-        ratios = tuple(a / b for a, b in zip(seconds["baseline"], ours, strict=True))
-        rows.append(Measurement(variant, "speedup", "×", *ratio_interval(seconds["baseline"], ours), ratios))
-    workload = Workload("shapes", "cpu", "float32", 2, 5.0, 64, 64, 1)
+        rows.append(Measurement(variant, "speedup", "×", *ratio_interval(theirs, ours), paired_ratios(theirs, ours)))
+    workload = Workload("shapes", "cpu", "float32", STEPS, 1.0, 64, 64, 1)
     return Results(machine={**run["machine"], "load": run["load"]}, workload=workload, measurements=tuple(rows))
 
 
@@ -99,7 +99,7 @@ def table(runs: Sequence[dict]) -> str:
     """The trials as a Markdown table: how often the gate called each build what."""
     trials = judge_trials(runs)
     shares = sorted(run["load"]["others_cpu_share"] for run in runs)
-    rounds = len(runs[0]["seconds"]["baseline"])
+    rounds = len(runs[1]["seconds"]["baseline"]["ours"])
     lines = [
         f"{len(runs) - 1} trials of {rounds} interleaved rounds each. Other processes used {shares[0]:.0%} to "
         f"{shares[-1]:.0%} of the CPU (median {shares[len(shares) // 2]:.0%}).",
@@ -118,8 +118,11 @@ def table(runs: Sequence[dict]) -> str:
 
 
 def _slower(run: dict, build: str) -> float:
-    """How much slower the delayed build was than the same build without delay, in the same rounds."""
-    return ratio_interval(run["seconds"][build], run["seconds"]["identical"]).value - 1
+    """How much slower the delayed build seemed than the same build without delay, in the same run."""
+    ratios = [
+        paired_ratios(run["seconds"][name]["ours"], run["seconds"][name]["baseline"]) for name in ("identical", build)
+    ]
+    return change_interval(*ratios).value - 1
 
 
 def measure(file: Path, runs: int, rounds: int, busy: bool, limit_s: float) -> None:
@@ -129,12 +132,13 @@ def measure(file: Path, runs: int, rounds: int, busy: bool, limit_s: float) -> N
     baseline, variant, step = _pipelines()
     for call in (baseline, variant, variant):
         call()
-    with _load() if busy else _nothing():
+    with _load(limit_s + 60) if busy else _nothing():
         longest = 0.0
         while done < runs and time.monotonic() - start + longest < limit_s:
             began = time.monotonic()
             _calibrate(variant, step)
-            found = time_run(baseline, variant, step, rounds)
+            # What all later runs are judged by deserves more rounds.
+            found = time_run(baseline, variant, step, rounds if done else 2 * rounds)
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(found) + "\n")
             longest = max(longest, time.monotonic() - began)
@@ -182,7 +186,7 @@ def _pipelines() -> tuple[Callable[[], object], Callable[[], object], DelayedSte
     def call(pipe: Any) -> Callable[[], object]:
         caption = "a small red circle on a beige background"
         return lambda: pipe(
-            caption, num_inference_steps=2, guidance_scale=5.0, generator=generators(42, 0, 1), output_type="np"
+            caption, num_inference_steps=STEPS, guidance_scale=1.0, generator=generators(42, 0, 1), output_type="np"
         )
 
     eager, flash = make("baseline"), make("flash")
@@ -200,25 +204,33 @@ def _calibrate(variant: Callable[[], object], step: DelayedStep) -> None:
     step.unet_share = step.seconds / (time.perf_counter() - start)
 
 
+_BURN = """
+import random, time
+generator, end = random.Random(1), time.monotonic() + {seconds}
+while time.monotonic() < end:  # 0.7 s at work, 0.7 s idle, on average
+    rest = time.monotonic() + generator.expovariate(1 / 0.7)
+    while time.monotonic() < rest:
+        pass
+    time.sleep(generator.expovariate(1 / 0.7))
+"""
+_START = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid)"
+
+
 @contextmanager
-def _load() -> Iterator[None]:
-    """Another process that computes in bursts of random length, as a busy machine's others do."""
-    process = multiprocessing.get_context("spawn").Process(target=_burn, daemon=True)
-    process.start()
+def _load(seconds: float) -> Iterator[None]:
+    """Another process that computes in bursts of random length, as a busy machine's others do.
+
+    It is a child of a process that has ended, so that the watch takes it for what it plays: somebody else's.
+    """
+    command = [sys.executable, "-c", _START, _BURN.format(seconds=seconds)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    stream = started.stdout
+    number = int(stream.readline()) if stream else 0
+    started.wait()
     try:
         yield
     finally:
-        process.terminate()
-        process.join()
-
-
-def _burn() -> None:
-    generator = random.Random(1)
-    while True:
-        end = time.monotonic() + generator.expovariate(1 / 0.7)  # 0.7 s at work, 0.7 s idle, on average
-        while time.monotonic() < end:
-            pass
-        time.sleep(generator.expovariate(1 / 0.7))
+        psutil.Process(number).terminate()
 
 
 @contextmanager

@@ -6,17 +6,18 @@ import pytest
 
 from optsd.errors import BadInput
 from optsd.judge import trials
-from optsd.measure.environment import machine
+from optsd.measure.environment import Watch, machine
 
 
 def made_up_runs(count, noise):
     generator = np.random.default_rng(0)
     runs = []
     for _ in range(count):
-        load = generator.uniform(1, 2, 12)  # every round meets another machine
-        seconds = {name: list(load * generator.lognormal(0, noise, 12)) for name in ("baseline", "again")}
-        for name, delay in trials.DELAYS.items():
-            seconds[name] = list(load * (1 + delay) * generator.lognormal(0, noise, 12))
+        seconds = {}
+        for name, delay in {"baseline": 0.0, **trials.DELAYS}.items():
+            load = generator.uniform(1, 2, 12)  # every round meets another machine
+            theirs, ours = (load * generator.lognormal(0, noise, 12) for _ in range(2))
+            seconds[name] = {"baseline": list(theirs), "ours": list(ours * (1 + delay))}
         runs.append({"seconds": seconds, "load": {"others_cpu_share": 0.5}, "machine": machine()})
     return runs
 
@@ -47,14 +48,22 @@ def test_the_delay_is_real_and_in_proportion():
     assert time.perf_counter() - start >= 0.08
 
 
+def test_the_load_counts_as_somebody_elses():
+    with trials._load(30):
+        watch = Watch()
+        time.sleep(3)
+        assert watch.read()["others_cpu_share"] > 0.01
+
+
 def test_a_run_times_every_build_in_every_round():
     calls = []
     step = trials.DelayedStep(lambda: None)
     run = trials.time_run(lambda: calls.append("baseline"), lambda: calls.append(step.delay), step, rounds=2)
-    every = sorted(["baseline", "baseline", 0.0, 0.05, 0.12, 0.30], key=str)
-    assert sorted(calls[:6], key=str) == sorted(calls[6:], key=str) == every
-    assert calls[:6] != calls[6:]
-    assert {len(readings) for readings in run["seconds"].values()} == {2}
+    first, second = calls[:10], calls[10:]
+    assert first[::2] == ["baseline"] * 5  # the baseline right before each build
+    assert sorted(first[1::2], key=str) == sorted(["baseline", 0.0, 0.05, 0.12, 0.30], key=str)
+    assert first != second
+    assert {len(row["ours"]) for row in run["seconds"].values()} == {2}
 
 
 def test_a_file_without_trials(tmp_path):
