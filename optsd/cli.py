@@ -14,6 +14,7 @@ COMMANDS = {
     "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),
     "estimate": ("optsd.estimate.command", "what a claim could be at best, without a GPU"),
     "shapes": ("optsd.quality.shapes", "how good the shipped model and its judge are"),
+    "sensitivity": ("optsd.quality.sensitivity", "what quantizing each kind of layer costs in quality"),
     "doctor": ("optsd.doctor", "what this machine can run"),
 }
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if not words or words[0] in ("-h", "--help"):
-        commands = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
+        commands = "\n".join(f"  {name:<12} {purpose}" for name, (_, purpose) in COMMANDS.items())
         print(_HELP.format(commands=commands, version=__version__))
         return 0
     name, *rest = words
