@@ -273,6 +273,7 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
 
 def _load(network: nn.Module, file: Path) -> nn.Module:
     """The network with weights from a safetensors file (stored in half precision), in float32, to judge with."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
@@ -280,7 +281,7 @@ def _load(network: nn.Module, file: Path) -> nn.Module:
     try:
         tensors = load_file(file)
         network.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in tensors.items()})
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BadInput(f"{file} does not fit ({str(error).splitlines()[0]})", "make it again, or restore it") from error
     return network.requires_grad_(False).eval()
 

@@ -124,7 +124,7 @@ def test_more_damage_is_worse_in_every_metric(trained: ShapesNetworks, damage: s
     """Drawn pictures against themselves with more and more noise, blur or compression."""
     texts, pictures = _drawn()
     spoil, strengths = DAMAGES[damage]
-    judge = Judge(pictures, texts, Reference(prompts.shapes()[1]), trained, counts_objects=True)
+    judge = Judge(pictures, texts, Reference(pictures), trained, counts_objects=True)
     steps = [judge.measure("none", pictures), *(judge.measure("x", spoil(pictures, s)) for s in strengths)]
     values = [{row.metric: row.value for row in step} for step in steps]
     for name in ("fid_shapes", "kid_shapes", "lpips_shapes"):
@@ -187,7 +187,7 @@ def random_inception(tmp_path: Path, monkeypatch) -> Path:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         state = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x").state_dict()
-    return _place(torch.nn.ParameterDict(state).state_dict(), tmp_path, monkeypatch)
+    return _place(dict(state), tmp_path, monkeypatch)
 
 
 def _place(content: object, folder: Path, monkeypatch) -> Path:
