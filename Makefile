@@ -14,7 +14,7 @@ bench: $(STAMP)
 	$(BIN)/pytest bench --benchmark-json=reports/latest/benchmark.json $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest tests --timeout=600 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
