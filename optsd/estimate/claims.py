@@ -77,24 +77,26 @@ def _answer(traces: dict[tuple[int, str], Estimate]) -> str:
         techniques = bounds.techniques_of(variant)
         return f"{bounds.speed(techniques, on(eager, device), on(fused, device)).at_roofline:.2f}×"
 
+    def on_both(variant: str) -> str:
+        return f"{at_roofline(variant, 'a100')} and {at_roofline(variant, 'rtx3090')}"
+
     most = bounds.speed(("kvcache",), eager, fused).most
     points = (
-        f"**The baseline's ~6.2 GB is right**, at batch 4 with eager attention: {eager.peak_alone('unet') / 1e9:.2f} GB "
-        f"for the UNet alone, {eager.peak_bytes / 1e9:.2f} GB with the other components. At batch 1 it would be "
-        f"{one.peak_alone('unet') / 1e9:.2f} or {one.peak_bytes / 1e9:.2f} GB.",
-        f"**INT8's 34 % and INT4's 55 % are impossible on that baseline.** {scores:.0%} of its peak are attention scores, "
-        f"which weights do not change: {saved(eager, 8, 'all')} and {saved(eager, 4, 'all')} at best, and "
-        f"{saved(eager, 8, 'linear')} and {saved(eager, 4, 'linear')} where Linear layers alone are quantized. Both come "
-        f"true for the UNet alone with fused attention ({saved_alone(fused, 8)} and {saved_alone(fused, 4)} at batch 4), "
-        f"whose baseline has {fused.peak_alone('unet') / 1e9:.2f} GB and not 6.2.",
-        f"**Flash Attention's 23 % is possible and modest:** {_percent(1 - fused.peak_bytes / eager.peak_bytes)} of the "
-        f"whole pipeline at batch 4. At batch 1 it is {_percent(1 - one_fused.peak_bytes / one.peak_bytes)}, the guide's "
-        "figure, on a baseline half as large as the guide's. INT8 with Flash, 42 %, is possible in both.",
-        f"**Speed is not excluded, but INT8 and INT4 do not follow from the data sheets.** With everything at its "
-        f"roofline INT8 gives {at_roofline('int8', 'a100')} on an A100 and {at_roofline('int8', 'rtx3090')} on an RTX 3090 "
-        f"(1.39× claimed), INT4 {at_roofline('int4', 'a100')} and {at_roofline('int4', 'rtx3090')} (1.79×), Flash "
-        f"{at_roofline('flash', 'a100')} and {at_roofline('flash', 'rtx3090')} (1.19×), INT8 with Flash "
-        f"{at_roofline('int8+flash', 'a100')} and {at_roofline('int8+flash', 'rtx3090')} (1.65×).",
+        "**The baseline's ~6.2 GB is right**, at batch 4 with eager attention: "
+        f"{eager.peak_alone('unet') / 1e9:.2f} GB for the UNet alone, {eager.peak_bytes / 1e9:.2f} GB with the other "
+        f"components. At batch 1 it would be {one.peak_alone('unet') / 1e9:.2f} or {one.peak_bytes / 1e9:.2f} GB.",
+        f"**INT8's 34 % and INT4's 55 % are impossible on that baseline.** {scores:.0%} of its peak are attention "
+        f"scores, which weights do not change: {saved(eager, 8, 'all')} and {saved(eager, 4, 'all')} at best, and "
+        f"{saved(eager, 8, 'linear')} and {saved(eager, 4, 'linear')} where Linear layers alone are quantized. Both "
+        f"come true for the UNet alone with fused attention ({saved_alone(fused, 8)} and {saved_alone(fused, 4)} at "
+        f"batch 4), whose baseline has {fused.peak_alone('unet') / 1e9:.2f} GB and not 6.2.",
+        "**Flash Attention's 23 % is possible and modest:** "
+        f"{_percent(1 - fused.peak_bytes / eager.peak_bytes)} of the whole pipeline at batch 4. At batch 1 it is "
+        f"{_percent(1 - one_fused.peak_bytes / one.peak_bytes)}, the guide's figure, on a baseline half as large as "
+        "the guide's. INT8 with Flash, 42 %, is possible in both.",
+        "**Speed is not excluded, but INT8 and INT4 do not follow from every data sheet.** With everything at its "
+        f"roofline on an A100 and an RTX 3090, INT8 gives {on_both('int8')} (1.39× claimed), INT4 {on_both('int4')} "
+        f"(1.79×), Flash {on_both('flash')} (1.19×), INT8 with Flash {on_both('int8+flash')} (1.65×).",
         f"**A cache of the text's keys and values gives {most:.2f}× at most.**",
     )
     return "## The short answer\n\n" + "\n".join(f"- {point}" for point in points)

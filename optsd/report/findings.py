@@ -17,12 +17,14 @@ STATUSES = {
     # status -> (sign, tone); the sign says it without colour. Worst first: tables are sorted in this order.
     "missed": ("✗", "bad"),
     "regressed": ("✗", "bad"),
+    "differs": ("✗", "bad"),
     "unattainable": ("✗", "bad"),
     "no baseline": ("?", "unknown"),
     "insufficient data": ("?", "unknown"),
     "reproduced": ("✓", "good"),
     "exceeded": ("▲", "good"),
     "ok": ("✓", "good"),
+    "agrees": ("✓", "good"),
     "improved": ("▲", "good"),
     "not comparable": ("≠", "unknown"),
     "not measured": ("?", "unknown"),
@@ -71,21 +73,32 @@ def answers(results: Results) -> list[Answer]:
             else f"no variant that is faster than the baseline keeps {_KEPT} of every quality metric"
         )
         found.append(Answer("Fastest with the quality kept", "", "unknown" if not keeping else "none", reason))
+    elif any(variant != "baseline" and (variant, "speedup") in rows for variant in variants):
+        reason = "of no variant the whole 95\N{NO-BREAK SPACE}% interval of the speedup lies above 1"
+        found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
         found.append(Answer("Fastest", fast.variant, _speed(fast), _quality_in_words(keeping, fast.variant)))
     if small and small.value is not None:
         saved = rows.get((small.variant, "memory_reduction"))
         share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
+        if small.variant == "baseline":
+            share = "no variant's peak is lower"
         found.append(Answer("Least memory", small.variant, figure(small.value, "B"), share))
     return found
 
 
 def _best(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], name: str) -> Measurement | None:
     found = [row for variant in variants if (row := rows.get((variant, name))) is not None and row.value is not None]
-    # The baseline is no answer: a speedup counts when it is one.
-    found = [row for row in found if name != "speedup" or (row.variant != "baseline" and (row.value or 0) > 1)]
+    if name == "speedup":
+        found = [row for row in found if row.variant != "baseline" and _surely_faster(row)]
     sign = 1 if metric_of(name).better == "higher" else -1
     return max(found, key=lambda row: sign * (row.value or 0.0), default=None)
+
+
+def _surely_faster(row: Measurement) -> bool:
+    """A speedup counts when its whole interval is above 1: a median of 1.08 that may as well be 0.95 is none."""
+    bounds = (row.value, row.value if row.low is None else row.low)
+    return all(bound is not None and bound > 1 for bound in bounds)
 
 
 def _least_kept(rows: dict[tuple[str, str], Measurement], variant: str) -> tuple[float, str] | None:

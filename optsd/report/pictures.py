@@ -4,6 +4,7 @@ import base64
 import io
 import textwrap
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -43,18 +44,29 @@ class Album:
     pictures: dict[tuple[str, int], Picture]
     lost: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def variants(self) -> list[str]:
-        return list(dict.fromkeys(variant for variant, _ in self.pictures))
+        return list(self._by_variant)
 
-    @property
+    @cached_property
     def indices(self) -> list[int]:
         return sorted({number for _, number in self.pictures})
 
+    @cached_property
+    def _by_variant(self) -> dict[str, list[Picture]]:
+        found: dict[str, list[Picture]] = {}
+        for picture in self.pictures.values():
+            found.setdefault(picture.variant, []).append(picture)
+        return found
+
+    def numbers(self, variant: str) -> list[int]:
+        """The indices of a variant's pictures, in order."""
+        return sorted(picture.index for picture in self._by_variant.get(variant, ()))
+
     def worst(self, variant: str, count: int) -> list[int]:
         """The indices of the pictures that lost most against the baseline's, as the run ranked them."""
-        mine = [row for (owner, _), row in self.pictures.items() if owner == variant and row.worst]
-        return [row.index for row in sorted(mine, key=lambda row: (row.worst, row.index))[:count]]
+        ranked = [picture for picture in self._by_variant.get(variant, ()) if picture.worst]
+        return [picture.index for picture in sorted(ranked, key=lambda row: (row.worst, row.index))[:count]]
 
     def open(self, variant: str, number: int) -> Image.Image | None:
         """The picture, RGB; None where its file is missing, damaged, outside the run's folder, or too large."""
@@ -88,7 +100,7 @@ def album(results: Results, folder: Path) -> Album:
     found = Album(folder, pictures)
     rows = index(results)
     for variant in found.variants:
-        numbers = sorted(number for owner, number in pictures if owner == variant)
+        numbers = found.numbers(variant)
         for name in PAIRED:
             readings = rows[variant, name].samples if (variant, name) in rows else ()
             if readings and len(readings) == len(numbers):

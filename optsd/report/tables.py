@@ -41,7 +41,7 @@ class Scale:
 
 
 def scale_for(unit: str, values: Iterable[float]) -> Scale:
-    """Three significant digits for the largest value of a column, at least two for the smallest."""
+    """Three significant digits for the largest value of a column, one more where the others need it."""
     sizes = [abs(value) for value in values if value]
     divisor, shown = 1.0, unit
     if unit == "B":
@@ -53,10 +53,18 @@ def scale_for(unit: str, values: Iterable[float]) -> Scale:
         shown = ""
     if not sizes:
         return Scale(divisor, 2, shown)
-    for_largest = 2 - math.floor(math.log10(max(sizes) / divisor))
-    for_smallest = 1 - math.floor(math.log10(min(sizes) / divisor))
+    for_largest = 2 - _magnitude(max(sizes) / divisor)
+    for_smallest = 1 - _magnitude(min(sizes) / divisor)
+    # Where all are alike, as with SSIM, the difference is what a reader looks for.
+    spread = (max(sizes) - min(sizes)) / divisor
+    for_spread = 1 - _magnitude(spread) if spread else 0
     most = 1 if unit == "fraction" else 6
-    return Scale(divisor, min(max(for_largest, min(for_smallest, for_largest + 2), 0), most), shown)
+    decimals = max(for_largest, min(max(for_smallest, for_spread), for_largest + 1), 0)
+    return Scale(divisor, min(decimals, most), shown)
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(value))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from optsd.records import Results, Verdict, Workload, write_atomically
 from optsd.report.findings import answers, count_verdicts, missing, sign_of
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
-_FAILING = ("missed", "regressed", "unattainable")
+_FAILING = ("missed", "regressed", "differs", "unattainable")
 
 
 def write(results: Results, folder: Path) -> None:

@@ -34,12 +34,26 @@ def test_nothing_is_recommended_when_every_fast_variant_loses_too_much(results):
     assert (first.variant, first.figure) == ("", "none")
 
 
-def test_the_baseline_and_slower_variants_are_no_answer(make_results):
-    slow = make_results(variants=("baseline", "int8"))
-    rows = [dataclasses.replace(row, value=0.9) if row.metric == "speedup" else row for row in slow.measurements]
-    assert [answer.question for answer in answers(dataclasses.replace(slow, measurements=tuple(rows)))] == [
-        "Least memory"
+def with_speedup(results, value: float, low: float | None):
+    changed = [
+        dataclasses.replace(row, value=value, low=low, high=value + 0.1) if row.metric == "speedup" else row
+        for row in results.measurements
     ]
+    return dataclasses.replace(results, measurements=tuple(changed))
+
+
+def test_a_speedup_counts_only_when_its_whole_interval_is_above_one(results):
+    for value, low in ((1.08, 0.95), (0.9, 0.8), (0.9, None), (1.08, 0.0)):
+        first = answers(with_speedup(results, value, low))[0]
+        assert (first.question, first.variant) == ("Faster than the baseline", "")
+    assert answers(with_speedup(results, 1.08, 1.01))[0].variant == "sdpa"
+    assert answers(with_speedup(results, 1.08, None))[0].variant == "sdpa"
+
+
+def test_the_baseline_may_need_the_least_memory(results):
+    rows = [row for row in results.measurements if row.metric != "peak_memory_bytes" or row.variant == "baseline"]
+    last = answers(dataclasses.replace(results, measurements=tuple(rows)))[-1]
+    assert (last.question, last.variant, last.reason) == ("Least memory", "baseline", "no variant's peak is lower")
 
 
 def test_a_run_without_figures_has_no_answers(results):
