@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from optsd.quantization.kernels import KERNELS
-
 pytestmark = pytest.mark.layers
 
 
@@ -80,7 +78,11 @@ def make(shape: Shape, how: str, device: str) -> tuple[Callable[[], object], int
     return (lambda: quantized(x)), operations
 
 
-@pytest.mark.parametrize("how", [*FLOATS, *(f"int{bits} {kernel}" for bits in (8, 4) for kernel in KERNELS)])
+# The keys of optsd.quantization.kernels.KERNELS, which imports torch: collecting must not.
+KERNEL_NAMES = ("onednn", "triton", "int_mm", "reference")
+
+
+@pytest.mark.parametrize("how", [*FLOATS, *(f"int{bits} {kernel}" for bits in (8, 4) for kernel in KERNEL_NAMES)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
     import torch
@@ -92,6 +94,8 @@ def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
     kernel = how.partition(" ")[2]
     if kernel == "reference" and shape.kernel_size == 3:
         pytest.skip("the reference is for comparing numbers; its 1×1 and Linear times say how slow it is")
+    from optsd.quantization.kernels import KERNELS
+
     if kernel and (reason := KERNELS[kernel].refusal(torch.device(device), 8 if "int8" in how else 4, groups=1)):
         pytest.skip(reason)
     call, operations = make(shape, how, device)
