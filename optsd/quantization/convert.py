@@ -69,7 +69,7 @@ def convert(
         raise NothingMatched(f"{name} has no Linear or Conv2d layer to quantize", "keep fewer layers")
     # diffusers registers some layers under two names (`conv` and `Conv2d_0`): each place gets the new one.
     for parent in list(module.modules()):
-        for attribute, child in list(parent.named_children()):
+        for attribute, child in list(parent._modules.items()):  # named_children() names a shared layer once
             if child in replacements:
                 setattr(parent, attribute, replacements[child])
     return Conversion(converted, left)
