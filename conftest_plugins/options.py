@@ -6,6 +6,7 @@ import pytest
 
 from optsd import models, workloads
 from optsd.errors import BadInput, OptsdError
+from optsd.estimate.devices import DEVICES, find
 from optsd.records import Workload
 from optsd.variants import GUIDE_VARIANTS, canonical
 
@@ -30,7 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME[,NAME]",
         help=f"bench these and the baseline; join techniques with + (default: {', '.join(GUIDE_VARIANTS)})",
     )
-    group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: CUDA where there is one)")
+    group.addoption(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: CUDA where there is one); estimate or estimate:NAME runs nothing and "
+        f"says what {', '.join(DEVICES)} could do at best",
+    )
     group.addoption(
         "--dtype", default="auto", help="float32, float16, bfloat16 (default: float16 on CUDA, float32 on a CPU)"
     )
@@ -115,25 +121,42 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def resolve(config: pytest.Config) -> Workload:
     """The workload with nothing left open. Imports torch, to see which devices there are; loads no model."""
     if WORKLOAD not in config.stash:
-        with _usage_errors():
-            source = models.check(config.getoption("--model"))
-            device = models.resolve_device(config.getoption("--device"))
-            dtype = models.resolve_dtype(config.getoption("--dtype"), device)
+        option = config.getoption
+        if estimated := estimated_device(config):
+            from optsd.estimate.architectures import side
+
+            kind = device = f"estimate:{estimated}"
+            model, size = option("--model"), side(option("--model"))
+            standard = "float16" if find(estimated).kind == "cuda" else "float32"
+            dtype = standard if option("--dtype") == "auto" else option("--dtype")
+        else:
+            with _usage_errors():
+                source = models.check(option("--model"))
+                found = models.resolve_device(option("--device"))
+                dtype = str(models.resolve_dtype(option("--dtype"), found)).removeprefix("torch.")
+            config.stash[SOURCE] = source
+            model, size, device, kind = source.name, source.size, str(found), found.type
         preset = chosen_preset(config)
-        width, height = preset.size or (source.size, source.size)
-        config.stash[SOURCE], config.stash[DEVICE] = source, str(device)
+        width, height = preset.size or (size, size)
+        config.stash[DEVICE] = device
         config.stash[WORKLOAD] = Workload(
-            model=source.name,
-            device=device.type,
-            dtype=str(dtype).removeprefix("torch."),
+            model=model,
+            device=kind,
+            dtype=dtype,
             steps=preset.steps,
             guidance=preset.guidance,
             height=height,
             width=width,
             batch_size=preset.batch_size,
-            seed=config.getoption("--seed"),
+            seed=option("--seed"),
         )
     return config.stash[WORKLOAD]
+
+
+def estimated_device(config: pytest.Config) -> str:
+    """`a100` for `--device estimate:a100`; empty where something is to be run."""
+    kind, _, name = config.getoption("--device").partition(":")
+    return find(name).name if kind == "estimate" else ""
 
 
 def _variants(given: list[str] | None) -> tuple[str, ...]:
@@ -144,8 +167,11 @@ def _variants(given: list[str] | None) -> tuple[str, ...]:
 
 def _check_device_name(device: str) -> None:
     kind, _, index = device.partition(":")
+    if kind == "estimate":
+        find(index)
+        return
     if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda or cuda:N")
+        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda, cuda:N or estimate:NAME")
 
 
 class _usage_errors:

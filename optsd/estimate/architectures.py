@@ -73,7 +73,8 @@ DIT = {
 def _shapes(dtype: "torch.dtype") -> "DiffusionPipeline":
     from optsd.models.shapes import networks
 
-    tokens = _tokenizer(networks.CONTEXT_LENGTH)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = networks.tokenizer(Path(folder))
     return networks.pipeline(
         vae=networks.autoencoder(), text_encoder=networks.text_encoder(tokens), tokenizer=tokens, unet=networks.unet()
     )
@@ -136,8 +137,12 @@ NAMED: dict[str, Callable[["torch.dtype"], "DiffusionPipeline"]] = {
     "sdxl": _sdxl,
     "dit": _dit,
 }
-SIZES = {"shapes": 64, "sd21": 768, "sdxl": 1024}
-"""Pixels of a picture's side, where it is not 512."""
+_SIDES = {"shapes": 64, "sd21": 768, "sdxl": 1024}
+
+
+def side(model: str) -> int:
+    """Pixels of the side of the pictures that a model draws by itself."""
+    return _SIDES.get(model, 512)
 
 
 def build(model: str, dtype: "torch.dtype") -> "DiffusionPipeline":

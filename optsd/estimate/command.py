@@ -109,11 +109,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _workload(chosen: argparse.Namespace) -> Workload:
-    from optsd.estimate.architectures import SIZES
+    from optsd.estimate.architectures import side
 
     guide = PRESETS["guide"]
-    side = SIZES.get(chosen.model, 512)
-    width, height = parse_size(chosen.size) if chosen.size else (side, side)
+    width, height = parse_size(chosen.size) if chosen.size else (side(chosen.model), side(chosen.model))
     device = devices.find(chosen.device)
     dtype = chosen.dtype or ("float16" if device.kind == "cuda" else "float32")
     for option, value in (("--steps", chosen.steps), ("--batch-size", chosen.batch_size)):

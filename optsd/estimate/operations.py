@@ -74,6 +74,11 @@ def _onednn(x: Tensor, scale: Any, zero_point: Any, weight: Tensor, *_: Any, out
     return "linear" if is_linear else "convolution", name_of(x.dtype), 2.0 * out.numel() * inputs
 
 
+@rule("optsd::int8_conv2d")
+def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
+    return "linear", name_of(image.dtype), 2.0 * out.numel() * parts[2].shape[1]  # integers: outputs × inputs
+
+
 @rule("onednn::qlinear_prepack", "onednn::qconv_prepack")
 def _pack(*_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", "int8", 0.0

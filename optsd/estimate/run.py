@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -114,8 +114,10 @@ def _apply(pipe: Any, technique: Variant) -> Patch:
     if hasattr(pipe, "unet") or technique.name not in PROCESSORS:
         return technique.apply(pipe)
     model = getattr(pipe, denoiser(pipe))
-    model.set_attn_processor(PROCESSORS[technique.name]())
-    return Patch(technique.name, tuple(model.attn_processors))
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, Attention)}
+    for layer in layers.values():
+        layer.set_processor(PROCESSORS[technique.name]())
+    return Patch(technique.name, tuple(layers))
 
 
 def denoiser(pipe: Any) -> str:

@@ -7,6 +7,7 @@ integers, s and S their scales. The sums are exact int32; only the last multipli
 import functools
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,12 +192,54 @@ class Triton(Kernel):
         return out[0, :, :, 0].t()
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
-        from optsd.quantization import triton_kernels
+        values, scalars = image.values, (image.scale, image.zero_point)
+        on_device = (torch.as_tensor(scalar, dtype=torch.float32, device=values.device) for scalar in scalars)
+        parts = (weights.integers, weights.scale, weights.column_sums, weights.bias)
+        moves = (window.kernel_size, window.stride, window.dilation, window.margins)
+        return torch.ops.optsd.int8_conv2d(values, *on_device, *parts, *moves, dtype)
 
-        left, right, top, bottom = window.margins
-        height, width = image.values.shape[2:]
-        size = output_size(torch.Size((height + top + bottom, width + left + right)), window)
-        return triton_kernels.conv2d(image, weights, window, size, dtype)
+
+# An operator of torch, so that what follows tensors without numbers (an estimate, a compiler) knows its shape.
+_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
+_OPERATORS.define(
+    "int8_conv2d(Tensor image, Tensor image_scale, Tensor zero_point, Tensor integers, Tensor scale, "
+    "Tensor column_sums, Tensor? bias, int[] kernel_size, int[] stride, int[] dilation, int[] margins, "
+    "ScalarType dtype) -> Tensor"
+)
+
+
+@torch.library.impl(_OPERATORS, "int8_conv2d", "CompositeExplicitAutograd")
+def _int8_conv2d(
+    image: Tensor,
+    image_scale: Tensor,
+    zero_point: Tensor,
+    integers: Tensor,
+    scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    *moves_and_dtype: Any,
+) -> Tensor:
+    from optsd.quantization import triton_kernels  # not every machine has Triton
+
+    *moves, dtype = moves_and_dtype
+    window = Window(*map(tuple, moves), groups=1)
+    weights = Weights(integers, scale, column_sums, bias)
+    size = output_size(_padded_size(image, window), window)
+    return triton_kernels.conv2d(Activation(image, image_scale, zero_point), weights, window, size, dtype)
+
+
+@torch.library.register_fake("optsd::int8_conv2d", lib=_OPERATORS)
+def _int8_conv2d_shape(image: Tensor, *others: Any) -> Tensor:
+    *_, dtype = others
+    integers, moves = others[2], others[6:-1]
+    window = Window(*map(tuple, moves), groups=1)
+    size = output_size(_padded_size(image, window), window)
+    return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _padded_size(image: Tensor, window: Window) -> torch.Size:
+    left, right, top, bottom = window.margins
+    return torch.Size((image.shape[2] + top + bottom, image.shape[3] + left + right))
 
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (OneDNN(), Triton(), IntMM(), Reference())}

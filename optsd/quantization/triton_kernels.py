@@ -10,7 +10,10 @@ from optsd.quantization.schemes import Activation
 
 
 def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype) -> Tensor:
-    """batch × channels × height × width to batch × outputs × `size`, channels last in memory."""
+    """batch × channels × height × width to batch × outputs × `size`, channels last in memory.
+
+    The picture's scale and zero point are float32 tensors on its device.
+    """
     values = image.values.permute(0, 2, 3, 1).contiguous()
     integers = weights.integers
     batch, height, width, channels = values.shape
@@ -28,8 +31,8 @@ def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtyp
         weights.scale,
         weights.column_sums,
         weights.scale if weights.bias is None else weights.bias,
-        _scalar(image.scale, torch.float32, values.device),
-        _scalar(image.zero_point, torch.float32, values.device),
+        image.scale,
+        image.zero_point,
         out,
         positions,
         height,
@@ -51,10 +54,6 @@ def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtyp
         num_warps=warps,
     )
     return out.permute(0, 3, 1, 2)
-
-
-def _scalar(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.as_tensor(value, dtype=dtype, device=device).reshape(1)
 
 
 @triton.jit

@@ -28,28 +28,23 @@ def test_estimated_peaks_are_those_of_the_tensors_that_a_real_run_has(technique,
         assert found[stage].total - sum(found[stage].weights.values()) == pytest.approx(active, rel=0.1), stage
 
 
-@pytest.mark.parametrize("technique", ["baseline", "flash"])
-def test_estimated_peaks_are_those_of_a_real_process(technique, untrained):
+def test_estimated_peaks_are_those_of_a_real_process(untrained):
+    """With eager attention, whose scores are large beside what libraries take for themselves."""
     from optsd.measure.memory import reset_peak, resident_bytes
 
     pipe = untrained()
-    against_eager(technique).apply(pipe)
-    large = replace(ON_CPU, steps=1, height=256, width=256, batch_size=1)
-    peak = estimate("shapes", technique, large, "cpu").peaks["unet"]
-    sample, text = torch.zeros(2, 4, 64, 64), torch.zeros(2, 32, pipe.unet.config.cross_attention_dim)
+    against_eager("baseline").apply(pipe)
+    large = replace(ON_CPU, steps=1, height=512, width=512, batch_size=1)
+    peak = estimate("shapes", "baseline", large, "cpu").peaks["unet"]
+    sample, text = torch.zeros(2, 4, 128, 128), torch.zeros(2, 32, pipe.unet.config.cross_attention_dim)
     with torch.no_grad():
         pipe.unet(torch.zeros(2, 4, 8, 8), 1, text)  # libraries allocate for themselves at their first call
         reset_peak()
         before = resident_bytes("VmRSS")
         pipe.unet(sample, 1, text)
     measured = resident_bytes("VmHWM") - before
-    estimated = peak.total - sum(peak.weights.values())
-    if technique == "baseline":
-        assert measured > GIB
-        assert estimated == pytest.approx(measured, rel=0.1)
-    else:  # too small beside what libraries take for a bound of a tenth
-        assert estimated < measured + 2**24
-        assert measured < 2**28
+    assert measured > GIB
+    assert peak.total - sum(peak.weights.values()) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_guides_workload(eager, fused):
@@ -82,14 +77,16 @@ def test_the_peak_is_named(eager, fused):
     [
         ("sd21", 768, "unet", 865_910_724),
         ("sdxl", 1024, "unet", 2_567_463_684),
-        ("dit", 512, "transformer", 675_129_632 + 0),
+        # DiT-XL/2's own code has 675,129,632 with the 256 positions, which are no parameters in diffusers; there each of
+        # the 28 blocks embeds the timestep and the class anew.
+        ("dit", 512, "transformer", 675_129_632 - 256 * 1152 + 27 * (257 * 1152 + 1153 * 1152 + 1001 * 1152)),
     ],
 )
 def test_other_architectures(model, size, component, parameters):
     work = Workload(model, "cuda", "float16", 1, 5.0, size, size, 1)
     found = estimate(model, "baseline", work, "h100")
     assert found.denoiser == component
-    assert found.parameters[component] == pytest.approx(parameters, rel=0.01)
+    assert found.parameters[component] == parameters
     assert found.peaks[component].by_kind()["scores"] > 0
     assert roofline.seconds(found) > roofline.arithmetic_seconds(found) > 0
 

@@ -68,7 +68,9 @@ def project(pytester, monkeypatch):
             words = [word for plugin in PLUGINS for word in ("-p", f"conftest_plugins.{plugin}")]
             # The noise floor of images needs a model; it is a bench like any other.
             chosen = ["--deselect", "bench/test_claims.py::test_noise_floor_of_images"] if deselect else []
-            return pytester.runpytest_inprocess(*words, *chosen, "-p", "no:cacheprovider", *arguments)
+            return pytester.runpytest_inprocess(
+                *words, *chosen, "-p", "no:cacheprovider", *arguments, no_reraise_ctrlc=True
+            )
 
         def results(self):
             return Results.read(pytester.path / "reports" / "latest" / "results.json")
