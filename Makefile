@@ -1,4 +1,4 @@
-# make bench · make test · make lint · make types: each sets up .venv the first time, and runs.
+# make bench · make test · make lint: each sets up .venv the first time, and runs.
 # Options for the benches: make bench ARGS="--variant=int4 --model sd15"
 
 PYTHON ?= python3
@@ -6,29 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench test test-unfinished lint types help
+.PHONY: bench test lint help
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
 bench: $(STAMP)
 	$(BIN)/pytest bench --benchmark-json=reports/latest/benchmark.json $(ARGS)
 
-# Tests of parts whose issues are open, and which have not all been seen to pass: make test-unfinished runs them.
-UNFINISHED := tests/estimate tests/plugins/test_verdicts.py tests/plugins/test_quality.py tests/judge/test_trials.py \
-	tests/quantization/test_store.py tests/report/test_page.py
-
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(UNFINISHED:%=--ignore=%) $(ARGS)
-
-test-unfinished: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(UNFINISHED) --timeout=600 -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-# Not part of lint yet: 25 errors are left.
-types: $(STAMP)
 	$(BIN)/mypy
 
 # uv resolves and installs in seconds what pip takes minutes for; it comes from the same index as the rest.

@@ -5,4 +5,5 @@ pytest_plugins = [
     "conftest_plugins.pipelines",
     "conftest_plugins.quality",
     "conftest_plugins.verdicts",
+    "conftest_plugins.estimates",
 ]

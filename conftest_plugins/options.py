@@ -97,7 +97,8 @@ def chosen_preset(config: pytest.Config) -> workloads.Preset:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "variant" in metafunc.fixturenames:
         # Session scope makes pytest run all tests of one variant before the next: it is built once.
-        metafunc.parametrize("variant", metafunc.config.stash[VARIANTS], scope="session")
+        variants = metafunc.config.stash[VARIANTS]
+        metafunc.parametrize("variant", variants, scope="session")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -123,8 +124,10 @@ def resolve(config: pytest.Config) -> Workload:
     if WORKLOAD not in config.stash:
         option = config.getoption
         if estimated := estimated_device(config):
-            from optsd.estimate.architectures import side
+            from optsd.estimate.architectures import check, side
 
+            with _usage_errors():
+                check(option("--model"))
             kind = device = f"estimate:{estimated}"
             model, size = option("--model"), side(option("--model"))
             standard = "float16" if find(estimated).kind == "cuda" else "float32"

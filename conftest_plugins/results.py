@@ -2,9 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 
@@ -91,17 +92,18 @@ def recorder(pytestconfig: pytest.Config) -> Recorder:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
     """Let the report know of tests of a variant that failed or were skipped, with the reason."""
     report = yield
-    variant = getattr(item, "callspec", None) and item.callspec.params.get("variant")
-    if variant and (report.failed or (report.skipped and call.excinfo)):
-        item.config.stash[RECORDER].failure(variant, item.originalname, _reason(call))
+    callspec = getattr(item, "callspec", None)
+    variant = callspec and callspec.params.get("variant")
+    if variant and call.excinfo and (report.failed or report.skipped):
+        stage = getattr(item, "originalname", item.name)
+        item.config.stash[RECORDER].failure(variant, stage, _reason(call.excinfo.value))
     return report
 
 
-def _reason(call: pytest.CallInfo) -> str:
-    error = call.excinfo.value
+def _reason(error: BaseException) -> str:
     return str(getattr(error, "msg", None) or error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -123,7 +125,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     results = recorder.results(complete=exitstatus != pytest.ExitCode.INTERRUPTED)
     if hasattr(config, "workerinput"):
-        config.workeroutput["optsd"] = results.to_json()
+        config.workeroutput["optsd"] = results.to_json()  # type: ignore[attr-defined]
         return
     from conftest_plugins import verdicts
     from optsd import report

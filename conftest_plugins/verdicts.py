@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest_plugins.estimates import beside_bounds
 from conftest_plugins.options import OUTPUT, VARIANTS
 from conftest_plugins.results import RECORDER
 from optsd.errors import BadInput, OptsdError
@@ -134,7 +135,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
     verdicts = list(results.verdicts)
     if CLAIMS in config.stash:
         claims = config.stash[CLAIMS]
-        verdicts += _noted(config, "--claims", judge_claims(claims, results, chosen))
+        judged = replace(results, verdicts=judge_claims(claims, results, chosen))
+        results = beside_bounds(config, claims, judged)
+        verdicts += _noted(config, "--claims", results.verdicts)
     try:
         file = baseline_file(config.rootpath / config.getoption("--expected") / "baselines", results)
         baselines = read_baselines(file) if file.exists() else None

@@ -30,6 +30,9 @@ METRICS: dict[str, Metric] = {
     "weight_bytes": Metric("B", "lower", "performance", "weights"),
     "unet_weight_bytes": Metric("B", "lower", "performance", "UNet weights"),
     "disk_bytes": Metric("B", "lower", "performance", "on disk"),
+    # a measured time beside the device's data sheet
+    "roofline_share": Metric("fraction", "higher", "performance", "of the roofline"),
+    "mfu": Metric("fraction", "higher", "performance", "MFU"),
     # quality, standard networks
     "fid": Metric("", "lower", "quality", "FID"),
     "kid": Metric("", "lower", "quality", "KID"),

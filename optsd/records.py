@@ -19,7 +19,7 @@ class Workload:
     """What was run. Two figures are comparable only when their workloads are equal."""
 
     model: str
-    device: str  # "cpu" or "cuda"; which one is the machine's business
+    device: str  # "cpu" or "cuda", which one is the machine's business; "estimate:a100" where nothing was run
     dtype: str  # "float32", "float16", "bfloat16"
     steps: int
     guidance: float
@@ -27,6 +27,10 @@ class Workload:
     width: int
     batch_size: int
     seed: int = 42
+
+    @property
+    def is_estimate(self) -> bool:
+        return self.device.startswith("estimate")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Results:
     techniques: tuple[Technique, ...] = ()
     images: tuple[dict[str, Any], ...] = ()  # {"variant", "prompt", "seed", "file"}, file relative to results.json
     failures: tuple[dict[str, str], ...] = ()  # {"variant", "stage", "reason"}
+    bounds: tuple[dict[str, Any], ...] = ()  # claimed, possible at best, measured: rows of optsd.estimate.bounds
     command: str = ""
     created: str = ""  # ISO 8601, UTC
     complete: bool = False  # False until the run has ended by itself
@@ -131,6 +136,7 @@ class Results:
                 ),
                 images=tuple(data.get("images", ())),
                 failures=tuple(data.get("failures", ())),
+                bounds=tuple(data.get("bounds", ())),
                 command=data.get("command", ""),
                 created=data.get("created", ""),
                 complete=data.get("complete", False),

@@ -145,6 +145,16 @@ def side(model: str) -> int:
     return _SIDES.get(model, 512)
 
 
+def check(model: str) -> None:
+    """Raises NotFound for what is neither a name, nor a folder, nor written as a hub id is. Imports no torch."""
+    if model in NAMED or Path(model).expanduser().is_dir():
+        return
+    if len(model.split("/")) != 2 or model.startswith((".", "~", "/")):
+        raise NotFound(
+            f"no model {model!r}", f"use {', '.join(NAMED)}, a diffusers folder, or a hub id such as {SD15_HUB_ID}"
+        )
+
+
 def build(model: str, dtype: "torch.dtype") -> "DiffusionPipeline":
     """The pipeline with the architecture of `model`, in that type, on the device that is current.
 
@@ -169,11 +179,8 @@ def _from_files(model: str) -> "DiffusionPipeline":
     """A pipeline from `model_index.json` and its components' configuration files; weights are never read."""
     import diffusers
 
+    check(model)
     folder = Path(model).expanduser()
-    if not folder.is_dir() and (len(model.split("/")) != 2 or model.startswith((".", "~", "/"))):
-        raise NotFound(
-            f"no model {model!r}", f"use {', '.join(NAMED)}, a diffusers folder, or a hub id such as {SD15_HUB_ID}"
-        )
     source = str(folder) if folder.is_dir() else model
     try:
         index = diffusers.DiffusionPipeline.load_config(source)
@@ -208,11 +215,12 @@ def _component(source: str, component: str, library: str, name: str) -> Any:
             f"{source} takes {component!r} from {library!r}, code that would have to be trusted",
             "use a model whose components are classes of diffusers and transformers",
         )
-    found = getattr(importlib.import_module(library), name, None)
+    found: Any = getattr(importlib.import_module(library), name, None)
+    is_class = isinstance(found, type)
     try:
-        if isinstance(found, type) and issubclass(found, diffusers.ModelMixin):
+        if is_class and issubclass(found, diffusers.ModelMixin):
             return found.from_config(found.load_config(source, subfolder=component))
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        if is_class and issubclass(found, transformers.PreTrainedModel):
             return found(found.config_class.from_pretrained(source, subfolder=component))
         if found is not None:
             return found.from_pretrained(source, subfolder=component)

@@ -9,14 +9,17 @@ speed    Amdahl's law over the roofline. What the technique changes runs at the 
          afterwards; before, at no less than `SLOWEST` of its roofline. Everything else runs at its roofline in both.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, Unsupported
 from optsd.estimate import roofline
+from optsd.estimate.devices import Device
 from optsd.judge.expectations import Claim, Claims
-from optsd.records import Results, Verdict
+from optsd.judge.verdicts import PASSING
+from optsd.metrics import metric
+from optsd.records import Measurement, Results, Verdict
 from optsd.variants import canonical
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ def memory_after(trace: "Estimate", bits: int, scope: str = "all", sliced: bool 
     totals = []
     for stage, peak in trace.peaks.items():
         weights = sum(peak.weights.values())
-        activations = peak.total - weights
+        activations: float = peak.total - weights
         if stage == "vae" and sliced:
             activations /= trace.workload.batch_size
         totals.append(weights - saved + activations)
@@ -128,50 +131,66 @@ def bounds(claims: Claims, eager: "Estimate", fused: "Estimate") -> tuple[Bound,
     return tuple(_bound(claim, eager, fused) for claim in claims.claims if claim.metric in judged)
 
 
-def verdicts(found: tuple[Bound, ...], file: str) -> tuple[Verdict, ...]:
-    """The claims beyond their bound, as verdicts."""
-    return tuple(
-        Verdict(
-            bound.claim.variant,
-            bound.claim.metric,
-            "unattainable",
-            None,
-            _claimed(bound.claim),
-            str(bound.claim.tolerance),
-            f"{file}: {bound.claim.source}",
-            f"at best {bound.limit:.3g}: {bound.arithmetic}",
-        )
-        for bound in found
-        if bound.status == "unattainable"
-    )
+def compare(claims: Claims, results: Results, device: Device, trace: "Callable[[str], Estimate]") -> Results:
+    """The results with what is possible at best beside them. `trace` estimates a variant of their workload.
+
+    On the claims' own workload `bounds` holds a row for each claim, and what is beyond its bound becomes
+    `unattainable`, unless it was measured to hold. Each time that a GPU needed is shown as a share of its roofline and
+    as MFU (Chowdhery et al., "PaLM", 2022).
+    """
+    workload = replace(results.workload, device=device.kind)
+    if workload == results.workload and device.has_data_sheet:
+        results = replace(results, measurements=results.measurements + tuple(_shares(results, trace)))
+    known = {**asdict(workload), "model": workload.model in claims.models["performance"]}
+    if any(known[name] != expected for name, expected in {**claims.workload, "model": True}.items()):
+        return results
+    try:
+        found = bounds(claims, trace("baseline"), trace("sdpa"))
+    except Unsupported:
+        return results
+    chosen = [bound for bound in found if bound.claim.variant in {*results.variants, "baseline"}]
+    rows = tuple(_row(bound, results) for bound in chosen)
+    return replace(results, bounds=rows, verdicts=_with_unattainable(results.verdicts, chosen))
 
 
-def side_by_side(
-    found: tuple[Bound, ...], results: Results | None, estimates: "Mapping[str, Estimate]"
-) -> list[dict[str, str | float | None]]:
-    """Rows for the report: claimed, bound, measured, and a measured speed as a share of the roofline and as MFU."""
-    rows: list[dict[str, str | float | None]] = []
-    for bound in found:
-        claim = bound.claim
-        measured = results.get(claim.variant, claim.metric) if results else None
-        latency = results.get(claim.variant, "latency_s") if results and claim.metric == "speedup" else None
-        trace = estimates.get(claim.variant)
-        timed = trace is not None and latency is not None and latency.value is not None
-        rows.append(
-            {
-                "variant": claim.variant,
-                "metric": claim.metric,
-                "claimed": _claimed(claim),
-                "bound": bound.limit,
-                "measured": measured.value if measured else None,
-                "of_roofline": roofline.of_roofline(latency.value, trace) if timed else None,  # type: ignore[union-attr, arg-type]
-                "mfu": roofline.flops_utilization(latency.value, trace) if timed else None,  # type: ignore[union-attr, arg-type]
-                "status": bound.status,
-                "arithmetic": bound.arithmetic,
-                "source": claim.source,
-            }
-        )
-    return rows
+def _shares(results: Results, trace: "Callable[[str], Estimate]") -> Iterator[Measurement]:
+    for variant in results.variants:
+        latency = results.get(variant, "latency_s")
+        if latency is None or latency.value is None:
+            continue
+        for name, share in (("roofline_share", roofline.of_roofline), ("mfu", roofline.flops_utilization)):
+            try:
+                value, note = share(latency.value, trace(variant)), ""
+            except Unsupported as error:
+                value, note = None, error.problem
+            yield Measurement(variant, name, metric(name).unit, value, note=note)
+
+
+def _with_unattainable(verdicts: tuple[Verdict, ...], found: Sequence[Bound]) -> tuple[Verdict, ...]:
+    beyond = {(bound.claim.variant, bound.claim.source): bound for bound in found if bound.status == "unattainable"}
+
+    def judged(verdict: Verdict) -> Verdict:
+        bound = beyond.get((verdict.variant, verdict.source.partition(": ")[2]))
+        if bound is None or bound.claim.metric != verdict.metric or verdict.status in PASSING:
+            return verdict
+        return replace(verdict, status="unattainable", note=f"at best {bound.limit:.3g}: {bound.arithmetic}")
+
+    return tuple(map(judged, verdicts))
+
+
+def _row(bound: Bound, results: Results) -> dict[str, Any]:
+    claim = bound.claim
+    measured = None if results.workload.is_estimate else results.get(claim.variant, claim.metric)
+    return {
+        "variant": claim.variant,
+        "metric": claim.metric,
+        "claimed": claim.low if claim.low is not None else claim.high,
+        "bound": bound.limit,
+        "measured": measured.value if measured else None,
+        "status": bound.status,
+        "arithmetic": bound.arithmetic,
+        "source": claim.source,
+    }
 
 
 def techniques_of(variant: str) -> tuple[str, ...]:
@@ -243,7 +262,3 @@ def _improved(techniques: tuple[str, ...], operation: "Operation", trace: "Estim
 
 def _is_text_projection(operation: "Operation") -> bool:
     return operation.module.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_kv"))
-
-
-def _claimed(claim: Claim) -> float | None:
-    return claim.low if claim.low is not None else claim.high

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 def memory_table(found: Estimate) -> str:
     """Peak by stage and kind, what makes it, and the largest activations."""
-    rows = [("stage", "GiB at its peak", "weights", "scores", "activations", "reached in")]
+    rows: list[tuple[str, ...]] = [("stage", "GiB at its peak", "weights", "scores", "activations", "reached in")]
     for stage, peak in found.peaks.items():
         kinds = peak.by_kind()
         cause = f"{peak.cause.module or 'between components'}: {_shape(peak.cause.shape)} {peak.cause.operation}"

@@ -5,7 +5,7 @@ reads its inputs from memory and writes its outputs there. A compiler that fuses
 is what remains for every implementation that multiplies the same numbers.
 """
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def seconds(estimate: "Estimate") -> float:
 
 def stage_seconds(estimate: "Estimate") -> dict[str, float]:
     """The same by stage; the denoiser's are those of all its steps."""
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     for operation in estimate.operations:
         totals[operation.stage] += estimate.times(operation) * operation_seconds(operation, estimate.device)
     return dict(totals)

@@ -185,12 +185,14 @@ def _convertible(tracer: Tracer) -> Iterator[None]:
     def apply(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         for child in module.children() if recurse else ():
             child._apply(convert)
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    changed = convert(tensor)
-                    tracer.own(changed, module)
-                    held[name] = nn.Parameter(changed, requires_grad=False) if held is module._parameters else changed
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                changed = convert(tensor)
+                tracer.own(changed, module)
+                if name in module._parameters:
+                    module._parameters[name] = nn.Parameter(changed, requires_grad=False)
+                else:
+                    module._buffers[name] = changed
         return module
 
     with mock.patch.object(nn.Module, "_apply", apply):

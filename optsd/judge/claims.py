@@ -20,7 +20,7 @@ def judge_claims(claims: Claims, results: Results, variants: Collection[str] | N
 def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
     """Is the figure reproduced on the guide's workload? Another workload is `not comparable`, whatever was measured."""
     found = results.get(claim.variant, claim.metric)
-    measured = None if found is None else found.value
+    measured = None if found is None or results.workload.is_estimate else found.value
     status, note = _claim_status(claim, claims, results, found)
     worse_end = claim.low if metric(claim.metric).better == "higher" else claim.high
     expected = worse_end if worse_end is not None else (claim.high if claim.low is None else claim.low)

@@ -2,7 +2,7 @@
 
 | question | statuses |
 | --- | --- |
-| does the guide's claim hold? | reproduced, exceeded, missed, not measured, not comparable |
+| does the guide's claim hold? | reproduced, exceeded, missed, unattainable, not measured, not comparable |
 | did this machine get slower? | ok, improved, regressed, insufficient data, no baseline, not measured, not comparable |
 
 A claim is judged by the measured value and its tolerance. A regression needs the whole confidence interval of the
@@ -15,7 +15,7 @@ from typing import Any
 from optsd.metrics import metric
 from optsd.records import Results, Verdict
 
-FAILING = frozenset({"missed", "regressed"})
+FAILING = frozenset({"missed", "regressed", "unattainable"})
 ABSENT = frozenset({"no baseline", "not measured"})
 PASSING = frozenset({"reproduced", "exceeded", "ok", "improved"})
 

@@ -72,6 +72,7 @@ def reset_peak() -> None:
 
 
 def _child(sender, model: str, variant: str, device: str, dtype: str, workload: Workload) -> None:
+    answer: PeakMemory | tuple[str, str, str]
     try:
         answer = _measure(model, variant, device, dtype, workload)
     except OptsdError as error:

@@ -27,6 +27,7 @@ AUTOENCODER = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
+CONTEXT_LENGTH = 77  # tokens
 TEXT_ENCODER = {
     "vocab_size": 49408,
     "hidden_size": 768,
@@ -34,7 +35,7 @@ TEXT_ENCODER = {
     "projection_dim": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "max_position_embeddings": 77,
+    "max_position_embeddings": CONTEXT_LENGTH,
     "hidden_act": "quick_gelu",
 }
 SCHEDULER = {
@@ -64,7 +65,7 @@ def random(dtype: "torch.dtype", seed: int = 0) -> "StableDiffusionPipeline":
     torch.set_default_dtype(dtype)  # built in the wanted type: never twice the memory
     try:
         with tempfile.TemporaryDirectory() as folder:
-            tokens = byte_level_tokenizer(Path(folder), words=(), length=TEXT_ENCODER["max_position_embeddings"])
+            tokens = byte_level_tokenizer(Path(folder), words=(), length=CONTEXT_LENGTH)
         return StableDiffusionPipeline(
             unet=UNet2DConditionModel(**UNET).eval(),
             vae=AutoencoderKL(**AUTOENCODER).eval(),

@@ -27,7 +27,7 @@ def compute_in_bfloat16(unet: nn.Module) -> None:
     boundary = Boundary(list(inspect.signature(type(unet).forward).parameters)[1:])
     unet.register_forward_pre_hook(boundary.enter, with_kwargs=True)
     unet.register_forward_hook(boundary.leave)
-    unet.boundary = boundary
+    unet.boundary = boundary  # type: ignore[assignment]
 
 
 class Boundary:

@@ -221,8 +221,8 @@ def _int8_conv2d(
 ) -> Tensor:
     from optsd.quantization import triton_kernels  # not every machine has Triton
 
-    *moves, dtype = moves_and_dtype
-    window = Window(*map(tuple, moves), groups=1)
+    kernel_size, stride, dilation, margins, dtype = moves_and_dtype
+    window = Window(kernel_size, stride, dilation, margins, groups=1)
     weights = Weights(integers, scale, column_sums, bias)
     size = output_size(_padded_size(image, window), window)
     return triton_kernels.conv2d(Activation(image, image_scale, zero_point), weights, window, size, dtype)
@@ -230,9 +230,8 @@ def _int8_conv2d(
 
 @torch.library.register_fake("optsd::int8_conv2d", lib=_OPERATORS)
 def _int8_conv2d_shape(image: Tensor, *others: Any) -> Tensor:
-    *_, dtype = others
-    integers, moves = others[2], others[6:-1]
-    window = Window(*map(tuple, moves), groups=1)
+    _, _, integers, _, _, _, kernel_size, stride, dilation, margins, dtype = others
+    window = Window(kernel_size, stride, dilation, margins, groups=1)
     size = output_size(_padded_size(image, window), window)
     return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
 

@@ -90,7 +90,7 @@ class QuantizedLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[arg-type]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.bits == 8:
             destination[f"{prefix}values"] = self.integers()
 

@@ -52,8 +52,9 @@ def load(folder: Path | str, device: str = "cpu") -> Pipeline:
 
     folder = Path(folder)
     index = _read_index(folder)
-    kind = getattr(diffusers, str(_read_json(folder / "model_index.json").get("_class_name")), None)
-    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+    kind: Any = getattr(diffusers, str(_read_json(folder / "model_index.json").get("_class_name")), None)
+    is_class = isinstance(kind, type)
+    if not is_class or not issubclass(kind, diffusers.DiffusionPipeline):
         raise BadInput(f"{folder}/model_index.json names no pipeline class of diffusers", REMEDY)
     components: dict[str, Any] = {name: _load_component(folder / name, row) for name, row in _rows(index, folder)}
     dtypes = {name: _dtype(dtype) for name, dtype in index["dtypes"].items()}

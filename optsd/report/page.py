@@ -57,6 +57,8 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         missing=missing(results),
         table=overview(results),
         verdicts=sorted((_verdict(row, rows) for row in results.verdicts), key=lambda item: item["rank"]),
+        bounds=sorted(map(_bound, results.bounds), key=lambda item: item["rank"]),
+        estimated=results.workload.is_estimate,
         sections=[
             (name, title, [(d, Markup(d.inline)) for d in drawings if d.section == name])
             for name, title in _SECTIONS.items()
@@ -88,6 +90,21 @@ def _verdict(row: Verdict, rows: Mapping[tuple[str, str], Measurement]) -> dict[
         "measured": "-" if row.measured is None else figure(row.measured, about.unit),
         "expected": "-" if row.expected is None else figure(row.expected, about.unit),
         "interval": interval(found) if found is not None else "",
+    }
+
+
+def _bound(row: Mapping[str, Any]) -> dict[str, Any]:
+    about, status = metric_of(str(row.get("metric"))), str(row.get("status"))
+    sign, tone = {"unattainable": ("✗", "bad"), "possible": ("✓", "good")}.get(status, ("?", "unknown"))
+    values = [row.get(name) for name in ("claimed", "bound", "measured")]
+    return {
+        **{name: str(row.get(name) or "") for name in ("variant", "source", "arithmetic")},
+        "status": status,
+        "rank": ("unattainable", "possible").index(status) if status in ("unattainable", "possible") else 2,
+        "sign": sign,
+        "tone": tone,
+        "label": about.label,
+        "cells": [{"value": value, "text": "-" if value is None else figure(value, about.unit)} for value in values],
     }
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from optsd.errors import BadInput, Unsupported
-from optsd.estimate import bounds, claims, roofline
+from optsd.estimate import bounds, claims, measurements, roofline
+from optsd.estimate.devices import DEVICES
+from optsd.judge.claims import judge_claims
 from optsd.judge.expectations import Claim, Tolerance
 from optsd.judge.reading import read_claims
 from optsd.records import Measurement, Results
@@ -83,11 +85,6 @@ def test_claims_against_bounds(technique, metric, low, high, expected, eager, fu
     made = replace(read_claims(FILE), claims=(claim,))
     (bound,) = bounds.bounds(made, eager, fused)
     assert bound.status == expected
-    found = bounds.verdicts((bound,), "claims.json")
-    assert len(found) == (expected == "unattainable")
-    if found:
-        assert (found[0].status, found[0].measured, found[0].expected) == ("unattainable", None, low)
-        assert found[0].note.startswith("at best ")
 
 
 def test_bounds_are_of_the_claims_own_workload(eager, fused):
@@ -102,18 +99,45 @@ def test_techniques_without_a_bound():
         bounds.techniques_of("deepcache:3")
 
 
-def test_claimed_bound_and_measured_side_by_side(found, eager, fused):
+def judged(results, claims, traces):
+    results = replace(results, verdicts=judge_claims(claims, results))
+    return bounds.compare(claims, results, DEVICES["a100"], traces.__getitem__)
+
+
+def test_claimed_bound_and_measured_side_by_side(eager, fused):
     rows = (Measurement("flash", "speedup", "×", 1.2), Measurement("flash", "latency_s", "s", 2.0))
     results = Results({}, eager.workload, measurements=rows)
-    row = next(
-        row
-        for row in bounds.side_by_side(found, results, {"flash": fused})
-        if (row["variant"], row["metric"]) == ("flash", "speedup")
-    )
-    assert (row["claimed"], row["measured"]) == (1.19, 1.2)
-    assert row["of_roofline"] == roofline.of_roofline(2.0, fused)
-    assert 0 < row["mfu"] < row["of_roofline"]
-    assert all(row["measured"] is None for row in bounds.side_by_side(found, None, {}))
+    seen = judged(results, read_claims(FILE), {"baseline": eager, "sdpa": fused, "flash": fused})
+    row = next(row for row in seen.bounds if (row["variant"], row["metric"]) == ("flash", "speedup"))
+    assert (row["claimed"], row["measured"], row["status"]) == (1.19, 1.2, "possible")
+    assert seen.get("flash", "roofline_share").value == roofline.of_roofline(2.0, fused)
+    assert 0 < seen.get("flash", "mfu").value < seen.get("flash", "roofline_share").value
+    assert {row["variant"] for row in seen.bounds} == {"baseline", "flash"}
+
+
+def test_a_claim_beyond_its_bound_is_unattainable_unless_it_was_measured_to_hold(eager, fused):
+    claims = read_claims(FILE)
+    for measured, status in ((0.12, "unattainable"), (0.34, "reproduced")):
+        results = Results({}, eager.workload, (Measurement("int8", "memory_reduction", "fraction", measured),))
+        seen = judged(results, claims, {"baseline": eager, "sdpa": fused})
+        verdict = next(row for row in seen.verdicts if (row.variant, row.expected) == ("int8", 0.34))
+        assert (verdict.status, verdict.measured) == (status, measured)
+        assert verdict.note.startswith("at best 0.16: baseline 6.20 GiB = ") == (status == "unattainable")
+
+
+def test_an_estimate_is_no_measurement(eager, fused):
+    rows = (*measurements(fused, eager), Measurement("int8", "memory_reduction", "fraction", 0.15, note="estimate"))
+    results = Results({}, replace(eager.workload, device="estimate:a100"), rows)
+    seen = judged(results, read_claims(FILE), {"baseline": eager, "sdpa": fused})
+    assert all(row.measured is None for row in seen.verdicts)
+    assert all(row["measured"] is None for row in seen.bounds)
+    assert seen.get("sdpa", "mfu") is None
+    assert {row.status for row in seen.verdicts} == {"unattainable", "not comparable"}
+
+
+def test_what_the_claims_are_not_about_has_no_bounds(eager, fused):
+    other = Results({}, replace(eager.workload, batch_size=1))
+    assert judged(other, read_claims(FILE), {}).bounds == ()
 
 
 def test_the_document_says_what_the_bounds_say(found):

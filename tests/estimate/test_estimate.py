@@ -77,8 +77,8 @@ def test_the_peak_is_named(eager, fused):
     [
         ("sd21", 768, "unet", 865_910_724),
         ("sdxl", 1024, "unet", 2_567_463_684),
-        # DiT-XL/2's own code has 675,129,632 with the 256 positions, which are no parameters in diffusers; there each of
-        # the 28 blocks embeds the timestep and the class anew.
+        # DiT-XL/2's own code has 675,129,632 with the 256 positions, which are no parameters in diffusers; there each
+        # of the 28 blocks embeds the timestep and the class anew.
         ("dit", 512, "transformer", 675_129_632 - 256 * 1152 + 27 * (257 * 1152 + 1153 * 1152 + 1001 * 1152)),
     ],
 )

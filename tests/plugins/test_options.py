@@ -23,7 +23,7 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
         (["--steps", "-3"], "--steps -3 is too small; give 1 or more"),
         (["--guidance", "nan"], "--guidance nan is too small; give 0 or more"),
         (["--batch-size", "0"], "--batch-size 0 is too small; give 1 or more"),
-        (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda or cuda:N"),
+        (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda, cuda:N or estimate:NAME"),
         (["--dtype", "int8"], "--dtype int8 is unknown; use auto, float32, float16, bfloat16"),
         (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
     ],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
 from optsd.models.shapes import WEIGHTS, networks, scenes
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DEFAULT_FOLDER = Path("build/shapes")
 CHECKPOINT_EVERY = 250  # steps
@@ -114,7 +118,7 @@ def fit(
     checkpoint.unlink(missing_ok=True)
 
 
-def train_autoencoder(folder: Path, device: torch.device) -> nn.Module:
+def train_autoencoder(folder: Path, device: torch.device) -> "AutoencoderKL":
     """Reconstruction (L1 + L2) with a faint pull of the latents towards a standard normal, as in SD."""
     model = networks.autoencoder().to(device)
 
@@ -295,7 +299,7 @@ def _attributes(scene: scenes.Scene) -> list[int]:
     return [*indices, tuple(scenes.BACKGROUNDS).index(scene.background)]
 
 
-def _latents(folder: Path, vae: nn.Module, device: torch.device) -> tuple[list[scenes.Scene], Tensor, float]:
+def _latents(folder: Path, vae: "AutoencoderKL", device: torch.device) -> tuple[list[scenes.Scene], Tensor, float]:
     """The scenes that the UNet is trained on, their latents (N×4×16×16, half precision), and 1 / their deviation."""
     rng = np.random.Generator(np.random.PCG64([UNET.seed, 0]))
     bank = _scenes(rng, LATENT_SCENES)

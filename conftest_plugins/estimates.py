@@ -1,0 +1,78 @@
+"""`--device estimate:a100`: no variant is run; what each could be at best is said in its place."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from conftest_plugins.options import WORKLOAD, estimated_device, resolve
+from conftest_plugins.progress import Say
+from optsd.errors import OptsdError, Unsupported
+from optsd.estimate import Estimate, bounds, devices, estimate
+from optsd.judge.expectations import Claims
+from optsd.records import Results
+
+NOT_FOR_ESTIMATES = ("--gate", "--expected-update")
+_ESTIMATES = pytest.StashKey[dict[str, Estimate]]()
+
+
+@pytest.hookimpl(trylast=True)  # wrong names have been refused by then
+def pytest_configure(config: pytest.Config) -> None:
+    asked = [option for option in NOT_FOR_ESTIMATES if config.getoption(option)]
+    if estimated_device(config) and asked:
+        raise pytest.UsageError(f"{asked[0]} is about measured figures; leave it out, or choose a --device that runs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Estimate, or run: never both."""
+    estimating = bool(estimated_device(config))
+    wanted = [item for item in items if bool(item.get_closest_marker("estimate")) == estimating]
+    if unwanted := [item for item in items if item not in wanted]:
+        config.hook.pytest_deselected(items=unwanted)
+    items[:] = wanted
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """The baseline first, so that a model that cannot be estimated is said in one line."""
+    config = session.config
+    if estimated_device(config) and session.items and not config.option.collectonly:
+        resolve(config)
+        try:
+            trace(config, "baseline")
+        except OptsdError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+@pytest.fixture
+def estimates(pytestconfig: pytest.Config, progress: Say) -> Callable[[str], Estimate]:
+    """Trace a variant; skips, with the reason, where that cannot be done."""
+
+    def of(variant: str) -> Estimate:
+        progress(f"{variant}: tracing")
+        try:
+            return trace(pytestconfig, variant)
+        except Unsupported as error:
+            pytest.skip(str(error))
+
+    return of
+
+
+def trace(config: pytest.Config, variant: str, device: str = "") -> Estimate:
+    """The estimate of a variant for this run's workload on `device` (default: that of `--device`), made once."""
+    known, target = config.stash.setdefault(_ESTIMATES, {}), devices.find(device or estimated_device(config))
+    if variant not in known:
+        workload = replace(config.stash[WORKLOAD], device=target.kind)
+        known[variant] = estimate(workload.model, variant, workload, target.name)
+    return known[variant]
+
+
+def beside_bounds(config: pytest.Config, claims: Claims, results: Results) -> Results:
+    """The results, verdicts included, with what is possible at best: where a GPU with a data sheet ran or is meant."""
+    gpus = results.machine.get("gpus") or []
+    name = estimated_device(config)
+    if not name and results.workload.device == "cuda" and gpus:
+        name = devices.recognize(str(gpus[0].get("name")))
+    if not name:
+        return results
+    return bounds.compare(claims, results, devices.find(name), lambda variant: trace(config, variant, name))
