@@ -2,8 +2,8 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,6 +38,16 @@ class Built:
             self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
 
         run_batch(self.pipe, self.workload, self.prompts, on_step=on_step)
+
+    def proof(self) -> dict[str, Any]:
+        """The technique's own counters so far, and the kernels that a profile of one step shows."""
+        from optsd.measure.run import run_batch
+        from optsd.optimizations.kernels import kernels_seen
+
+        counted = self.patch.proof  # first: the profiled step counts too
+        one_step = replace(self.workload, steps=1)
+        seen = kernels_seen(self.pipe.unet, lambda: run_batch(self.pipe, one_step, self.prompts))
+        return counted | {"kernels_in_a_profile": seen}
 
     def warm_up(self) -> None:
         """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled."""

@@ -89,34 +89,14 @@ FLASH_KERNELS: tuple[Kernel, ...] = (kernels.FlashAttnPackage(), kernels.Flash()
 FLASH_REMEDY = "use float16 or bfloat16 on a GPU of compute capability 8.0, or choose sdpa or flash-enhanced"
 
 
-class CountedEager(processors.AttnProcessor):
-    """diffusers' own eager processor, counted."""
-
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        self.tally.add("calls")
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
-
-
-class CountedSdpa(processors.AttnProcessor2_0):
-    """diffusers' own default processor, counted."""
+class _Counted:
+    """In front of one of diffusers' own processors: counts its calls."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__()
         self.tally = tally
 
-    def __call__(
+    def __call__(  # diffusers reads these names
         self,
         attn: Attention,
         hidden_states: Tensor,
@@ -127,7 +107,16 @@ class CountedSdpa(processors.AttnProcessor2_0):
         **kwargs: Any,
     ) -> Tensor:
         self.tally.add("calls")
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        whole: Any = super()
+        return whole.__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+
+
+class CountedEager(_Counted, processors.AttnProcessor):
+    """diffusers' own eager processor, counted."""
+
+
+class CountedSdpa(_Counted, processors.AttnProcessor2_0):
+    """diffusers' own default processor, counted."""
 
 
 class KernelProcessor:

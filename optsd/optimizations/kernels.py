@@ -1,4 +1,4 @@
-"""The attention kernels, each called by its own name, and a profile that says which of them really ran.
+"""The attention kernels, each called by its own name, and a profile that says which kernels really ran.
 
 `torch.nn.functional.scaled_dot_product_attention` chooses a kernel in silence, and `torch.nn.attention.sdpa_kernel`
 steers it through switches of the whole process, which two threads would set for each other. The operators below are
@@ -8,6 +8,7 @@ the ones that it chooses from; called directly, what runs is what was named, or 
 import importlib
 import importlib.util
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -124,18 +125,29 @@ KNOWN_OPERATORS = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_attention_math",
     "aten::softmax",
+    "onednn::qlinear_pointwise",
+    "optsd::int8_conv2d",
+    "aten::_int_mm",
 )
-"""Every operator that computes attention's softmax in a UNet, as a profile spells it."""
+"""The operators that compute attention's softmax in a UNet, or multiply integers, as a profile spells them."""
 
 
-def kernels_seen(unet: Any, latent_size: tuple[int, int] = (32, 32)) -> dict[str, int]:
-    """Which attention operators one UNet call really runs, by torch's profiler: `{operator: calls}`.
+def kernels_seen(unet: Any, run: Callable[[], object]) -> dict[str, int]:
+    """Which of `KNOWN_OPERATORS` the first UNet call of `run()` runs, by torch's profiler: `{operator: calls}`."""
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
 
-    The call has two latents of `latent_size` (rows, columns) and an empty text, as one guided step of one image.
-    """
-    inputs = example_inputs(unet, 2, latent_size)
-    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        unet(**inputs)
+    def begin(*_: Any) -> None:
+        before.remove()
+        profile.start()
+
+    def end(*_: Any) -> None:
+        after.remove()
+        profile.stop()
+
+    before = unet.register_forward_pre_hook(begin)
+    after = unet.register_forward_hook(end, always_call=True)
+    with torch.no_grad():
+        run()
     counts = Counter({event.key: event.count for event in profile.key_averages()})
     return {operator: counts[operator] for operator in KNOWN_OPERATORS if counts[operator]}
 

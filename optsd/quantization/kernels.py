@@ -161,7 +161,7 @@ class OneDNN(Kernel):
             rows.zero_point,
             weights.integers,
             weights.scale,
-            _zeros(len(weights.scale)),  # the weights' zero points
+            torch.zeros(len(weights.scale), dtype=torch.int64),  # the weights' zero points
             weights.bias,
             1.0,
             0,
@@ -307,11 +307,6 @@ def split(weights: Weights, groups: int) -> list[Weights]:
     biases = [None] * groups if weights.bias is None else weights.bias.chunk(groups)
     parts = (weights.integers.chunk(groups), weights.scale.chunk(groups), weights.column_sums.chunk(groups), biases)
     return [Weights(*part) for part in zip(*parts, strict=True)]
-
-
-@functools.cache
-def _zeros(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int64)
 
 
 @functools.cache

@@ -234,7 +234,7 @@ def test_an_estimate_leaves_the_process_as_it_was(small, untrained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("technique", ["baseline", "flash-enhanced", "int8", "int4+flash"])
+@pytest.mark.parametrize("technique", ["flash-enhanced", "int8"])
 def test_sd15_itself_on_a_cpu(technique):
     from optsd.models import sd15
 

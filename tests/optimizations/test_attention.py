@@ -8,6 +8,11 @@ from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.attention import Eager, Flash, KernelProcessor, Sdpa, attentions, is_out_of_memory
 
+
+def seen(unet):
+    return kernels.kernels_seen(unet, lambda: unet(**kernels.example_inputs(unet, 2, (8, 8))))
+
+
 CPU_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -18,7 +23,7 @@ CPU_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 def test_a_profile_shows_the_kernel_in_every_layer(small_unet, bare, technique, operator, family):
     unet = small_unet(family)
     patch = technique.apply(bare(unet))
-    assert kernels.kernels_seen(unet, (8, 8)) == {operator: len(patch.touched)}
+    assert seen(unet) == {operator: len(patch.touched)}
     assert patch.proof["kernel_calls"] == len(patch.touched)
     if technique == Flash():
         assert patch.proof["kernel"] == operator
@@ -110,7 +115,7 @@ def test_flash_says_why_it_cannot_run(monkeypatch, small_unet, bare):
         Flash().check(bare(unet))
     Flash().apply(bare(unet))
     with pytest.raises(Unsupported, match="no attention kernel can run: .*it is out of order"):
-        kernels.kernels_seen(unet, (8, 8))
+        seen(unet)
 
 
 def test_the_flash_attn_package(monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from optsd.errors import OptsdError, Unsupported
 from optsd.optimizations.compile import Compile
-from optsd.optimizations.kernels import kernels_seen
+from optsd.optimizations.kernels import example_inputs, kernels_seen
 from optsd.optimizations.peers import Peer
 from optsd.patching import Patch
 from optsd.variants import GUIDE_VARIANTS, TECHNIQUES, Variant, against_eager, canonical, parse
@@ -190,7 +191,7 @@ def test_a_profile_of_one_step_names_each_variants_kernels(small_unet, bare):
     for name in (name for name in (*OURS, *COMBINED) if name != "compile"):
         unet = small_unet()
         _ready(name).apply(bare(unet))
-        seen = kernels_seen(unet, (8, 8))
+        seen = kernels_seen(unet, partial(unet, **example_inputs(unet, 2, (8, 8))))
         assert seen
         rows.append(f"| {name} | {', '.join(f'`{operator}` {calls}' for operator, calls in seen.items())} |")
     _compare_with_document("kernels", rows)
