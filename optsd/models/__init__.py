@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from optsd.patching import Patch
 
 SD15_HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+QUANTIZED = "optsd_quantization.json"
+"""The file by which a folder that `optsd.quantization.save` wrote is known."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -112,13 +114,22 @@ def check_folder(folder: Path) -> None:
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto") -> "StableDiffusionPipeline":
-    """The pipeline of that name, in evaluation mode on the device. See `optsd.load`."""
+    """The pipeline of that name, in evaluation mode on the device. See `optsd.load`.
+
+    A folder that `optsd.quantization.save` wrote keeps its own types: raises BadInput where another is asked for.
+    """
     source = check(model)
     place = resolve_device(device)
     number_type = resolve_dtype(dtype, place)
     import diffusers
 
-    if source.name == "sd15-random":
+    if source.folder and (source.folder / QUANTIZED).is_file():
+        from optsd import quantization
+
+        if dtype != "auto":
+            raise BadInput(f"{source.folder} is quantized: its types are as it was saved", "leave out the dtype")
+        pipe = quantization.load(source.folder, str(place))
+    elif source.name == "sd15-random":
         from optsd.models import sd15
 
         pipe = sd15.random(number_type)

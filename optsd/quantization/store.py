@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from optsd import records
 from optsd.errors import BadInput, NotFound
+from optsd.models import QUANTIZED as INDEX
 from optsd.patching import Pipeline
 from optsd.quantization.boundary import compute_in_bfloat16
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
 SCHEMA = 1
-INDEX = "optsd_quantization.json"
 WEIGHTS = "quantized.safetensors"
 REMEDY = "save the pipeline again with optsd.quantization.save"
 LIBRARIES = ("diffusers", "transformers")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import optsd
 from optsd import quantization
 from optsd.errors import BadInput, NotFound
 from optsd.optimizations.quantize import Int4, Int8
@@ -46,7 +47,7 @@ def test_what_is_loaded_paints_the_same_bits(technique, untrained, tmp_path) -> 
     if technique:
         technique.apply(pipe)
     quantization.save(pipe, tmp_path)
-    loaded = quantization.load(tmp_path)
+    loaded = optsd.load(str(tmp_path))
     assert torch.equal(image(loaded), image(pipe))
     assert {name: tensor.dtype for name, tensor in loaded.unet.state_dict().items()} == {
         name: tensor.dtype for name, tensor in pipe.unet.state_dict().items()
@@ -122,6 +123,11 @@ def test_a_truncated_file_is_refused(folder) -> None:
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(BadInput, match=f"{WEIGHTS} is damaged"):
         quantization.load(folder)
+
+
+def test_a_quantized_folder_keeps_its_types(folder) -> None:
+    with pytest.raises(BadInput, match="is quantized: its types are as it was saved; leave out the dtype"):
+        optsd.load(str(folder), dtype="float16")
 
 
 def test_missing_files(folder, tmp_path) -> None:
