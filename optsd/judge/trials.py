@@ -52,7 +52,10 @@ class DelayedStep:
         took = time.perf_counter() - start
         self.seconds += took
         if self.delay:
-            time.sleep(took * self.delay / self.unet_share)
+            # Spun, not slept: a sleep on a busy machine is longer than it was asked to be.
+            end = time.perf_counter() + took * self.delay / self.unet_share
+            while time.perf_counter() < end:
+                pass
         return result
 
 
