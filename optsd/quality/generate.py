@@ -20,7 +20,18 @@ from optsd.records import Workload
 from optsd.variants import against_eager
 
 # A new part of the package counts as making images until it is named here.
-_MAKES_NO_IMAGES = ("cli.py", "data", "doctor.py", "estimate", "judge", "measure", "metrics.py", "quality", "records.py", "report")
+_MAKES_NO_IMAGES = (
+    "cli.py",
+    "data",
+    "doctor.py",
+    "estimate",
+    "judge",
+    "measure",
+    "metrics.py",
+    "quality",
+    "records.py",
+    "report",
+)
 _MAKES_IMAGES_AFTER_ALL = ("measure/seeds.py", "quality/generate.py")
 
 
