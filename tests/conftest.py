@@ -11,7 +11,20 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Where COCO's captions and photographs, and weights of metrics, lie beside a checkout. It may be missing."""
+    return Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def coco_captions(shared: Path) -> Path:
+    """COCO's `captions_val2017.json`; a test that needs it is skipped where it is not."""
+    file = shared / "coco" / "annotations" / "captions_val2017.json"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    return file
 
 
 @pytest.fixture(scope="session")

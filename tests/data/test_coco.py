@@ -37,11 +37,8 @@ def test_a_missing_caption_file_is_named(tmp_path: Path) -> None:
         main(["verify", "--captions", str(wrong)])
 
 
-def test_verify_says_what_is_there_and_what_is_not(pytestconfig: pytest.Config, tmp_path: Path, capsys) -> None:
-    file = Path(pytestconfig.rootpath).parent / "shared" / "data" / "coco" / "annotations" / "captions_val2017.json"
-    if not file.is_file():
-        pytest.skip(f"needs {file}")
-    assert main(["verify", "--captions", str(file)]) == 0
+def test_verify_says_what_is_there_and_what_is_not(coco_captions: Path, tmp_path: Path, capsys) -> None:
+    assert main(["verify", "--captions", str(coco_captions)]) == 0
     said = capsys.readouterr().out
     assert "1,000 prompts, SHA-256 77312c16df0a0388" in said
     assert "1,270 generic, 3 too long, 212 too short" in said
@@ -50,7 +47,7 @@ def test_verify_says_what_is_there_and_what_is_not(pytestconfig: pytest.Config, 
     weights = tmp_path / "OPTSD_HOME" / "weights"
     weights.mkdir(parents=True)
     (weights / "alexnet-owt-7be5be79.pth").write_bytes(b"wrong")
-    assert main(["verify", "--captions", str(file)]) == 1
+    assert main(["verify", "--captions", str(coco_captions)]) == 1
     assert "its SHA-256 differs" in capsys.readouterr().out
 
 

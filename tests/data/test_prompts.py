@@ -11,14 +11,6 @@ from optsd.data import captions, prompts
 from optsd.errors import BadInput
 
 
-@pytest.fixture(scope="session")
-def coco_captions(pytestconfig: pytest.Config) -> Path:
-    file = Path(pytestconfig.rootpath).parent / "shared" / "data" / "coco" / "annotations" / "captions_val2017.json"
-    if not file.is_file():
-        pytest.skip(f"needs {file}")
-    return file
-
-
 def test_cocos_captions_give_the_manifests_prompts(coco_captions: Path) -> None:
     made = prompts.coco(coco_captions)
     assert len(made) == 1000

@@ -55,14 +55,11 @@ def test_each_worker_has_a_gpu() -> None:
 
 
 @pytest.mark.slow
-def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, shared: Path, coco_captions: Path) -> None:
     """Two workers that share the work, then one with a store of its own, then again from the store: the same results.
 
     The model is a stranger with random weights, so it is asked for COCO's prompts and judged by the standard networks.
     """
-    shared = Path(pytestconfig.rootpath).parent / "shared" / "data"
-    if not (shared / "coco" / "annotations").is_dir():
-        pytest.skip(f"needs {shared / 'coco'}")
     options = [
         "-m",
         "quality",

@@ -30,11 +30,6 @@ def _empty_caches(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(pytestconfig: pytest.Config) -> Path:
-    return Path(pytestconfig.rootpath).parent / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
 def untrained_judges(tmp_path_factory) -> ShapesNetworks:
     """The shipped judges' architectures with random weights: enough to see that the path to them works."""
     from safetensors.torch import save_file
