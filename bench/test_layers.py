@@ -1,6 +1,6 @@
 """The layer view: milliseconds and achieved operations a second of SD v1.5's own layer shapes, kernel by kernel.
 
-    pytest bench/test_layers.py --benchmark-columns=min,median,rounds
+    pytest bench/test_layers.py -m layers --benchmark-columns=min,median,rounds
 
 One group a shape. Random numbers: what a layer holds does not change how long it takes.
 """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conftest_plugins.options import DEVICE, VARIANTS, chosen_preset, resolve
-from optsd.judge.statistics import median_interval, ratio_interval
+from optsd.judge.statistics import FEWEST_ROUNDS, median_interval, ratio_interval
 from optsd.measure.memory import reset_peak, resident_bytes
 from optsd.measure.time import seconds
 from optsd.records import Workload
@@ -96,6 +96,7 @@ def compare(call: Call, baseline: Call, device: "torch.device", benchmark, round
         setup=lambda: theirs.append(seconds(baseline, device)),
         rounds=rounds,
     )
+    benchmark.extra_info["readings"] = {"baseline": theirs, "other": mine}
     benchmark.extra_info["seconds"] = median_interval(mine)
     benchmark.extra_info["speedup"] = ratio_interval(theirs, mine)
     took, speedup = benchmark.extra_info["seconds"], benchmark.extra_info["speedup"]
@@ -128,7 +129,7 @@ def test_ours(
 
 @pytest.fixture(scope="module")
 def rounds(pytestconfig: pytest.Config) -> int:
-    return max(chosen_preset(pytestconfig).rounds, 5)
+    return max(chosen_preset(pytestconfig).rounds, FEWEST_ROUNDS)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest_plugins.estimates import beside_bounds
-from conftest_plugins.options import OUTPUT, VARIANTS
+from conftest_plugins.options import OUTPUT, VARIANTS, chosen_preset
 from conftest_plugins.results import RECORDER
 from optsd.errors import BadInput, OptsdError
 from optsd.judge.action_benchmark import write as write_action_benchmark
@@ -22,6 +22,7 @@ from optsd.judge.reading import read_baselines, read_claims
 from optsd.judge.recording import baseline_file, update
 from optsd.judge.regressions import judge_regressions
 from optsd.judge.repeat import judge_repeats
+from optsd.judge.statistics import FEWEST_ROUNDS
 from optsd.judge.verdicts import failing, nothing_was_judged
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
@@ -32,6 +33,7 @@ _OUTCOME = pytest.StashKey["Outcome"]()
 
 NOT_FOR_REPEATS = ("--repeat", "--output", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
+NEED_ROUNDS = ("--gate", "--expected-update")
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
 
 _FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -76,6 +78,9 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     if option("--repeat") < 1:
         raise pytest.UsageError(f"--repeat {option('--repeat')} is too small; give 1 or more")
+    rounds, asked = chosen_preset(config).rounds, [name for name in NEED_ROUNDS if option(name)]
+    if asked and rounds < FEWEST_ROUNDS:
+        raise pytest.UsageError(f"{asked[0]} decides nothing in {rounds} rounds; give --rounds {FEWEST_ROUNDS} or more")
     config.stash[_OUTCOME] = Outcome()
     folder = config.rootpath / option("--expected")
     try:

@@ -6,7 +6,8 @@ import importlib.util
 _OPTIONAL = {
     "bitsandbytes": ("variants int8-bnb and int4-bnb", "pip install 'optsd[peers]'"),
     "torchao": ("variants int8-torchao and int4-torchao", "pip install 'optsd[peers]'"),
-    "openvino": ("the peer bench against OpenVINO", "pip install 'optsd[peers]'"),
+    "openvino": ("OpenVINO in bench/test_unet.py", "pip install 'optsd[peers]'"),
+    "nncf": ("OpenVINO's int8 in bench/test_unet.py", "pip install 'optsd[peers]'"),
     "flash_attn": ("flash through the flash-attn package", "pip install 'optsd[flash-attn]' on a machine with CUDA"),
     "torch_fidelity": ("FID, KID and IS", "pip install 'optsd[bench]'"),
     "lpips": ("LPIPS", "pip install 'optsd[bench]'"),

@@ -24,7 +24,6 @@ METRICS: dict[str, Metric] = {
     "compile_s": Metric("s", "lower", "performance", "compile"),
     # memory and size
     "peak_memory_bytes": Metric("B", "lower", "performance", "peak memory"),
-    "peak_device_bytes": Metric("B", "lower", "performance", "peak on the device"),
     "peak_process_bytes": Metric("B", "lower", "performance", "peak of the process"),
     "memory_reduction": Metric("fraction", "higher", "performance", "memory saved"),
     "weight_bytes": Metric("B", "lower", "performance", "weights"),

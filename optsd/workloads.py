@@ -19,9 +19,9 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(steps=2, guidance=7.5, size=None, batch_size=1, rounds=2, images=4),
-    "quick": Preset(steps=20, guidance=5.0, size=None, batch_size=4, rounds=5, images=32),
+    "quick": Preset(steps=20, guidance=5.0, size=None, batch_size=4, rounds=6, images=32),
     # The guide's experiment: 50 steps, guidance 7.5, 512×512, batch 4, 1,000 images.
-    "guide": Preset(steps=50, guidance=7.5, size=(512, 512), batch_size=4, rounds=5, images=1000),
+    "guide": Preset(steps=50, guidance=7.5, size=(512, 512), batch_size=4, rounds=6, images=1000),
 }
 
 

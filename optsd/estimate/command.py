@@ -49,13 +49,13 @@ def memory_table(found: Estimate) -> str:
         cause = f"{peak.cause.module or 'between components'}: {_shape(peak.cause.shape)} {peak.cause.operation}"
         sizes = (f"{kinds[kind] / GIB:.2f}" for kind in ("weights", "scores", "activations"))
         rows.append((stage, f"{peak.total / GIB:.2f}", *sizes, cause))
+    by_module = list(found.peak.by_module().items())[:5]
     largest = [
         (f"{one.size / GIB:.3f}", one.dtype, _shape(one.shape), one.operation, one.module or "between components")
         for one in found.peak.activations[:5]
     ]
-    return (
-        f"{table(rows)}\n\nlargest at the highest peak\n{table([('GiB', 'type', 'shape', 'made by', 'in'), *largest])}"
-    )
+    modules = [("GiB", "made in"), *((f"{size / GIB:.3f}", name) for name, size in by_module)]
+    return f"{table(rows)}\n\nat the highest peak, by module\n{table(modules)}\n\nlargest at the highest peak\n{table([('GiB', 'type', 'shape', 'made by', 'in'), *largest])}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

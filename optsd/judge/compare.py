@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 A and B are results.json files of `pytest bench`, or files of `pytest --benchmark-json=FILE`.
 
-exit status: 0 nothing regressed; 1 something did, or nothing could be compared, or (with --gate) a figure is
+exit status: 0 nothing regressed; 1 something did, or nothing could be decided, or (with --gate) a figure is
 missing in one of the runs; 2 wrong usage or a file that is no run."""
 
 
@@ -93,6 +93,8 @@ def _number(value: float | None) -> str:
 
 
 def _conclusion(verdicts: Sequence[Verdict], failed: Sequence[Verdict], nothing: bool) -> str:
+    if nothing and any(verdict.status == "insufficient data" for verdict in verdicts):
+        return "nothing could be decided: there is too little data; the notes say how much more it takes"
     if nothing:
         return "nothing could be compared: the runs are of another workload or machine, or have no figure in common"
     counts: dict[str, int] = {}

@@ -4,7 +4,6 @@ Medians, because a busy machine slows single rounds by any factor; ratios of int
 a ratio then meet the same machine. Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEVEL = 0.95
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 6
 """Fewer readings hold no 95 % interval of a median: of n readings all are on one side with probability 2 / 2^n,
-which is 25 % for 3, 12.5 % for 4 and 6.25 % for 5."""
+which is 12.5 % for 4, 6.25 % for 5 and 3.1 % for 6."""
 RESAMPLES = 4000
 
 
@@ -81,22 +80,6 @@ def difference_interval(reference: Sequence[float], current: Sequence[float]) ->
     before, after = _checked(reference, "reference"), _checked(current, "current")
     value = float(np.median(after) - np.median(before))
     return Interval(value, *_percentiles(_resampled_medians(after, seed=1) - _resampled_medians(before, seed=2)))
-
-
-def noise_floor(baseline_samples: Sequence[float], again_samples: Sequence[float] = ()) -> Interval:
-    """Baseline against baseline: how far from 1 a ratio lies when nothing differs.
-
-    `again_samples` are second readings of the baseline from the same rounds. Without them each round is paired with
-    the one before it, which needs no extra time and sees the drift from round to round as well.
-    """
-    if again_samples:
-        return ratio_interval(baseline_samples, again_samples)
-    if len(baseline_samples) < 2:
-        raise BadInput("one round has no noise floor", "time at least two rounds")
-    # Every second pair is turned round, so that a steady drift of the machine does not pass for a difference.
-    pairs = itertools.pairwise(baseline_samples)
-    turned = [pair[::-1] if index % 2 else pair for index, pair in enumerate(pairs)]
-    return ratio_interval([first for first, _ in turned], [second for _, second in turned])
 
 
 def rounds_needed(rounds: int, half_width: float, distance: float) -> int | None:

@@ -31,8 +31,8 @@ def failing(verdicts: Iterable[Verdict], gate: bool) -> list[Verdict]:
 
 
 def nothing_was_judged(verdicts: Iterable[Verdict]) -> bool:
-    """Whether no row could be compared at all. A gate that judged nothing has not passed."""
-    return not any(verdict.status in PASSING | FAILING | {"insufficient data"} for verdict in verdicts)
+    """Whether no row could be decided at all. A gate that judged nothing has not passed."""
+    return not any(verdict.status in PASSING | FAILING for verdict in verdicts)
 
 
 def noise_of(load: dict[str, Any], device: str) -> str:

@@ -9,7 +9,7 @@ from optsd.errors import BadInput, NothingMatched, Unsupported
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
 KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_embedding*")
-"""Layers that stay in high precision unless a filter says otherwise: see docs/quantization.md for what each costs."""
+"""Layers that stay in high precision unless a filter says otherwise: `optsd sensitivity` measures what each costs."""
 
 
 @dataclass(frozen=True)

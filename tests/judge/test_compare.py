@@ -62,8 +62,8 @@ def test_our_records_in_pytest_benchmarks_file_are_used(saved, capsys, make_run)
 def test_a_file_without_single_readings_cannot_be_judged(saved, capsys):
     before = saved("a.json", pytest_benchmark({"t": 1.0}, data=False))
     after = saved("b.json", pytest_benchmark({"t": 9.0}, data=False))
-    assert main([before, after]) == 0
-    assert "insufficient data" in capsys.readouterr().out
+    assert main([before, after]) == 1
+    assert "nothing could be decided: there is too little data" in capsys.readouterr().out
 
 
 def test_runs_with_nothing_in_common_do_not_pass(saved, capsys):

@@ -186,6 +186,7 @@ def _spelled(name: str) -> str:
     return "eager" if name == "baseline" else name
 
 
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the document is of a CPU with VNNI")
 def test_a_profile_of_one_step_names_each_variants_kernels(small_unet, bare):
     rows = ["| variant | operators in a profile of one step, and their calls |", "| --- | --- |"]
     for name in (name for name in (*OURS, *COMBINED) if name != "compile"):

@@ -229,6 +229,13 @@ def test_a_run_that_measured_nothing_passes_no_gate(project, option):
     result.stdout.fnmatch_lines([f"{option} judged nothing: this run measured nothing; run pytest bench"])
 
 
+@pytest.mark.parametrize("option", ["--gate", "--expected-update"])
+def test_too_few_rounds_for_a_verdict_are_wrong_usage(project, option):
+    result = project.bench(**CPU).run("bench", option, "--rounds=5")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: {option} decides nothing in 5 rounds; give --rounds 6 or more"])
+
+
 def test_a_failed_test_stays_a_failed_run(project):
     record(project)
     project.bench(**CPU, speedup="1 / 0")
