@@ -2,6 +2,7 @@
 
 import pytest
 
+from conftest_plugins.pipelines import free_memory
 from conftest_plugins.quality import builder, record
 from conftest_plugins.results import Recorder
 from optsd.errors import BadInput, Unsupported
@@ -21,6 +22,7 @@ def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest
         images = quality.images(variant, builder(pytestconfig, quality.workload, variant))
     except Unsupported as error:
         pytest.skip(str(error))
+    free_memory()
     record(pytestconfig, recorder, quality, variant, images)
     ssim = recorder.results().get(variant, "ssim")
     assert ssim is not None

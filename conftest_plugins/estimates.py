@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest_plugins.options import WORKLOAD, estimated_device, resolve
+from conftest_plugins.options import DEVICE, WORKLOAD, estimated_device, resolve
 from conftest_plugins.progress import Say
 from optsd.errors import OptsdError, Unsupported
 from optsd.estimate import Estimate, bounds, devices, estimate
@@ -69,10 +69,11 @@ def trace(config: pytest.Config, variant: str, device: str = "") -> Estimate:
 
 def beside_bounds(config: pytest.Config, claims: Claims, results: Results) -> Results:
     """The results, verdicts included, with what is possible at best: where a GPU with a data sheet ran or is meant."""
-    gpus = results.machine.get("gpus") or []
     name = estimated_device(config)
-    if not name and results.workload.device == "cuda" and gpus:
-        name = devices.recognize(str(gpus[0].get("name")))
+    if not name and config.stash.get(DEVICE, "").startswith("cuda"):
+        import torch
+
+        name = devices.recognize(torch.cuda.get_device_name(config.stash[DEVICE]))  # of a slice of a GPU: unknown
     if not name:
         return results
     return bounds.compare(claims, results, devices.find(name), lambda variant: trace(config, variant, name))

@@ -89,9 +89,8 @@ def built(variant: str, baseline: Built, build: Callable[[str], Built]) -> Itera
     except Unsupported as error:
         pytest.skip(str(error))
     yield made
-    del made
-    gc.collect()
-    _empty_cuda_cache()
+    vars(made).update(pipe=None, patch=None)  # pytest still holds `made` itself
+    free_memory()
 
 
 @pytest.fixture
@@ -111,8 +110,10 @@ def workload(pytestconfig: pytest.Config) -> Workload:
     return pytestconfig.stash[WORKLOAD]
 
 
-def _empty_cuda_cache() -> None:
+def free_memory() -> None:
+    """Give back what pipelines held that nothing refers to any more; a patch and its pipeline refer to each other."""
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

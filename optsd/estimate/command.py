@@ -55,7 +55,14 @@ def memory_table(found: Estimate) -> str:
         for one in found.peak.activations[:5]
     ]
     modules = [("GiB", "made in"), *((f"{size / GIB:.3f}", name) for name, size in by_module)]
-    return f"{table(rows)}\n\nat the highest peak, by module\n{table(modules)}\n\nlargest at the highest peak\n{table([('GiB', 'type', 'shape', 'made by', 'in'), *largest])}"
+    heads = ("GiB", "type", "shape", "made by", "in")
+    return "\n\n".join(
+        (
+            table(rows),
+            f"at the highest peak, by module\n{table(modules)}",
+            f"largest at the highest peak\n{table([heads, *largest])}",
+        )
+    )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

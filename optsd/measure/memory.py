@@ -11,6 +11,7 @@ import sys
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from optsd.errors import OptsdError, Unsupported
 from optsd.records import Workload
@@ -30,9 +31,11 @@ class PeakMemory:
 
 def peak_memory(model: str, variant: str, device: str, dtype: str, workload: Workload) -> PeakMemory:
     """Run one batch of the variant in a new process and read its peak. Raises OptsdError where that fails."""
-    # A fork server imports the libraries once; each measurement is a fork of it that has loaded no model yet.
-    context = multiprocessing.get_context("forkserver")
+    # A fork server imports the libraries once; each measurement is a fork of it that has loaded no model yet. Importing
+    # diffusers asks for CUDA's devices, and a process that has asked cannot be forked into one that uses them.
+    context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
     context.set_forkserver_preload(["torch", "diffusers", "transformers", "optsd.models", "optsd.measure.run"])
+    _give_back_device_memory()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, model, variant, device, dtype, workload), daemon=True)
     process.start()
@@ -69,6 +72,13 @@ def reset_peak() -> None:
         if hasattr(libc, "malloc_trim"):  # glibc; musl has no such call and keeps little
             libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def _give_back_device_memory() -> None:
+    """What this process keeps of a GPU for later would be missing in the one that is measured."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _child(sender, model: str, variant: str, device: str, dtype: str, workload: Workload) -> None:

@@ -271,8 +271,11 @@ def set_processor(pipe: Pipeline, technique: str, processor: Any, read_proof: Ca
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for CUDA's error and for the CPU allocator's, which has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """True for CUDA's error, and for those of the CPU's allocator and CUDA's libraries, which have no class."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def _calls(kernel: str, tally: Tally) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The images of a variant: taken from the store, or drawn, with the same pixels whoever draws them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -146,8 +147,9 @@ def code_version() -> str:
         name = file.relative_to(root).as_posix()
         if name.split("/")[0] not in _MAKES_NO_IMAGES or name in _MAKES_IMAGES_AFTER_ALL:
             digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
-    for library in ("torch", "diffusers", "transformers"):
-        digest.update(f"{library} {metadata.version(library)}".encode())
+    for library in ("torch", "diffusers", "transformers", "flash-attn", "triton"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # the last two choose kernels where they are there
+            digest.update(f"{library} {metadata.version(library)}".encode())
     return digest.hexdigest()
 
 

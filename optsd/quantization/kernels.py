@@ -5,6 +5,7 @@ integers, s and S their scales. The sums are exact int32; only the last multipli
 """
 
 import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +185,7 @@ class Triton(Kernel):
             return "triton is not installed"
         if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 5):
             return "the GPU has no int8 tensor cores (compute capability 7.5)"
-        return "" if groups == 1 else "convolutions in groups are left to torch._int_mm"
+        return _triton_problem() if groups == 1 else "convolutions in groups are left to torch._int_mm"
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         pixels = Activation(rows.values.t()[None, :, :, None], rows.scale, rows.zero_point)  # 1 × inputs × M × 1
@@ -307,6 +308,18 @@ def split(weights: Weights, groups: int) -> list[Weights]:
     biases = [None] * groups if weights.bias is None else weights.bias.chunk(groups)
     parts = (weights.integers.chunk(groups), weights.scale.chunk(groups), weights.column_sums.chunk(groups), biases)
     return [Weights(*part) for part in zip(*parts, strict=True)]
+
+
+@functools.cache
+def _triton_problem() -> str:
+    """Why Triton cannot start: at its first launch it compiles its driver, with a C compiler and Python's headers."""
+    if not torch.cuda.is_available():  # an estimate
+        return ""
+    try:
+        importlib.import_module("triton").runtime.driver.active.get_current_target()
+    except Exception as error:  # noqa: BLE001 - a compiler's or a loader's, of any class
+        return f"triton cannot start ({(str(error) or type(error).__name__).splitlines()[0]})"
+    return ""
 
 
 @functools.cache

@@ -24,35 +24,37 @@ def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtyp
     # Tall tiles for the many pixels of large pictures, small ones where there would be too few to fill the GPU.
     block_m, block_n, warps = (128, 128, 8) if positions >= 4096 else (64, 64, 4)
     grid = (-(-positions // block_m), -(-outputs // block_n))
-    _conv2d[grid](
-        values,
-        integers,
-        *integers.stride(),
-        weights.scale,
-        weights.column_sums,
-        weights.scale if weights.bias is None else weights.bias,
-        image.scale,
-        image.zero_point,
-        out,
-        positions,
-        height,
-        width,
-        channels,
-        rows,
-        columns,
-        outputs,
-        *window.stride,
-        *window.dilation,
-        window.margins[2],
-        window.margins[0],
-        window.kernel_size[0],
-        window.kernel_size[1],
-        weights.bias is not None,
-        block_m,
-        block_n,
-        64,
-        num_warps=warps,
-    )
+    launch = _conv2d[grid]
+    with torch.cuda.device_of(values):  # Triton launches on the current GPU, whichever one holds the tensors
+        launch(
+            values,
+            integers,
+            *integers.stride(),
+            weights.scale,
+            weights.column_sums,
+            weights.scale if weights.bias is None else weights.bias,
+            image.scale,
+            image.zero_point,
+            out,
+            positions,
+            height,
+            width,
+            channels,
+            rows,
+            columns,
+            outputs,
+            *window.stride,
+            *window.dilation,
+            window.margins[2],
+            window.margins[0],
+            window.kernel_size[0],
+            window.kernel_size[1],
+            weights.bias is not None,
+            block_m,
+            block_n,
+            64,
+            num_warps=warps,
+        )
     return out.permute(0, 3, 1, 2)
 
 
@@ -101,7 +103,7 @@ def _conv2d(
             in_row = row * stride_y - top + y * dilation_y
             in_column = column * stride_x - left + x * dilation_x
             inside = (in_row >= 0) & (in_row < height) & (in_column >= 0) & (in_column < width) & (position < positions)
-            pixel = ((batch * height + in_row) * width + in_column) * channels
+            pixel = ((batch.to(tl.int64) * height + in_row) * width + in_column) * channels
             tap = (y * KERNEL_COLUMNS + x) * channels
             for first in range(0, channels, BLOCK_K):
                 channel = first + tl.arange(0, BLOCK_K)
