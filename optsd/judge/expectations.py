@@ -100,7 +100,7 @@ class Run:
     identity: dict[str, Any]  # what must be equal for two speeds to be comparable
     versions: dict[str, str]  # for the reader: not all of them decide
     kernels: dict[str, str]  # variant -> the attention kernel that ran
-    noise_floor: float  # |baseline ÷ baseline − 1|
+    noise_floor: float  # of baseline ÷ baseline: how far the whole interval lies from 1
     load: dict[str, Any]  # what other processes used of the machine meanwhile
     rows: tuple[Row, ...]
 

@@ -44,9 +44,15 @@ def judge_regressions(
 
 
 def noise_floor(results: Results) -> float:
-    """|baseline ÷ baseline − 1|: how far a ratio of this run is off when nothing differs. 0 when not measured."""
+    """How far the whole interval of baseline ÷ baseline lies from 1: a bias of this run that noise does not explain.
+
+    Noise itself is in every interval already, and would count twice. 0 when not measured.
+    """
     found = results.get("baseline", "speedup")
-    return abs(found.value - 1) if found and found.value is not None else 0.0
+    if found is None or found.value is None:
+        return 0.0
+    low, high = _bounds(found.value, found.low, found.high)
+    return max(0.0, low - 1, 1 - high)
 
 
 def kernels(results: Results) -> dict[str, str]:
