@@ -78,12 +78,12 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.getoption
     if option("--repeat") < 1:
         raise pytest.UsageError(f"--repeat {option('--repeat')} is too small; give 1 or more")
-    rounds, asked = chosen_preset(config).rounds, [name for name in NEED_ROUNDS if option(name)]
-    if asked and rounds < FEWEST_ROUNDS:
-        raise pytest.UsageError(f"{asked[0]} decides nothing in {rounds} rounds; give --rounds {FEWEST_ROUNDS} or more")
     config.stash[_OUTCOME] = Outcome()
     folder = config.rootpath / option("--expected")
+    asked = [name for name in NEED_ROUNDS if option(name)]
     try:
+        if asked and (rounds := chosen_preset(config).rounds) < FEWEST_ROUNDS:
+            raise BadInput(f"{asked[0]} decides nothing in {rounds} rounds", f"give --rounds {FEWEST_ROUNDS} or more")
         if option("--claims") or (folder / "claims.json").is_file():
             config.stash[CLAIMS] = read_claims(folder / "claims.json")
         if option("--gate") or option("--expected-update"):
