@@ -115,6 +115,9 @@ class IntMM(Kernel):
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         if left.device.type == "cpu":
+            if 1 in (*left.shape, *right.shape):
+                # The stride of a dimension of 1 may be anything, and torch 2.11 multiplies by it all the same.
+                left, right = (each.clone(memory_format=torch.contiguous_format) for each in (left, right))
             return torch._int_mm(left, right)
         # cuBLASLt wants more than 16 rows, and inputs and outputs in multiples of 8.
         rows, inputs = left.shape

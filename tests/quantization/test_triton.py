@@ -3,15 +3,23 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import Version
 
 from optsd import quantization
 from optsd.quantization import kernels
 from optsd.quantization.schemes import Activation
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+if (
+    not torch.cuda.is_available()
+    and Version(version("triton")) < Version("3.7")
+    and Version(version("numpy")) >= Version("2.4")
+):
+    pytest.skip("the interpreter of Triton before 3.7 does not run with NumPy 2.4", allow_module_level=True)
 MODULE = "optsd.quantization.triton_kernels"
 
 
