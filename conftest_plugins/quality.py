@@ -12,7 +12,8 @@ from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
 from optsd import models
 from optsd.errors import BadInput
-from optsd.records import Results, Workload, write_atomically
+from optsd.files import home, write_atomically
+from optsd.records import Results, Workload
 from optsd.workloads import at_least
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
         return error
     # Of the model as it is before any variant is applied.
     weights = fingerprint(models.load(workload.model, "cpu", workload.dtype))
-    store = Store(option("--image-store") or models.home() / "images")
+    store = Store(option("--image-store") or home() / "images")
     baseline = builder(pytestconfig, workload, "baseline")
     return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
 

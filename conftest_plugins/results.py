@@ -11,8 +11,9 @@ import pytest
 
 from conftest_plugins.options import OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
+from optsd.files import write_atomically
 from optsd.metrics import metric
-from optsd.records import Measurement, Results, Technique, Verdict, write_atomically
+from optsd.records import Measurement, Results, Technique, Verdict
 
 RECORDER = pytest.StashKey["Recorder"]()
 

@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
 
     from optsd import models
     from optsd.errors import OptsdError
+    from optsd.files import home
     from optsd.measure.environment import machine
 
     console = Console()
@@ -35,9 +36,7 @@ def main(arguments: list[str]) -> int:
         try:
             source = models.check(model)
             state = f"at {source.folder}" if source.folder else f"from the hub, {source.hub_id}"
-            remedy = (
-                "" if source.folder else f"offline: put the diffusers folder at {models.home() / 'models' / 'sd15'}"
-            )
+            remedy = "" if source.folder else f"offline: put the diffusers folder at {home() / 'models' / 'sd15'}"
         except OptsdError as error:
             state, remedy = error.problem, error.remedy
         table.add_row(f"model {model}", state, remedy)

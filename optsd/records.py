@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,23 +154,6 @@ class Results:
 def dumps(data: Any) -> str:
     """JSON as every file of this project has it: indented, keys as given, NaN refused, newline at the end."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write beside the target and rename: a reader, or a run that was killed, never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.chmod(0o644)  # mkstemp makes files that only their owner can read
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,13 +1,12 @@
 import json
 import math
-import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput
-from optsd.records import Measurement, Results, Technique, Verdict, Workload, dumps, write_atomically
+from optsd.records import Measurement, Results, Technique, Verdict, Workload, dumps
 
 WORKLOAD = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -67,20 +66,6 @@ def test_json_refuses_nan() -> None:
     with pytest.raises(ValueError):
         dumps({"value": math.nan})
     assert json.loads(dumps({"b": 1, "a": "é"})) == {"b": 1, "a": "é"}
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch) -> None:
-    file = tmp_path / "results.json"
-    write_atomically(file, "old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_lookup_by_variant_and_metric() -> None:

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from optsd.errors import BadInput, NotFound
-from optsd.models import home
-from optsd.records import write_atomically
+from optsd.files import home, write_atomically
 
 TIMEOUT_S = 30
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from optsd.estimate import Estimate, bounds, devices, estimate, roofline
+from optsd.files import write_atomically
 from optsd.judge.reading import read_claims
-from optsd.records import Workload, write_atomically
+from optsd.records import Workload
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "expected" / "claims.json"

@@ -6,9 +6,10 @@ It knows one direction a file, so there are two: `customSmallerIsBetter` and `cu
 from pathlib import Path
 from typing import Any
 
+from optsd.files import write_atomically
 from optsd.judge.regressions import RECORDED
 from optsd.metrics import metric
-from optsd.records import Results, dumps, write_atomically
+from optsd.records import Results, dumps
 
 FILES = {"lower": "benchmark-smaller-is-better.json", "higher": "benchmark-bigger-is-better.json"}
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from optsd.errors import BadInput
+from optsd.files import write_atomically
 from optsd.judge.expectations import (
     GUIDE_TOLERANCES,
     NEAR_ZERO,
@@ -18,7 +19,7 @@ from optsd.judge.expectations import (
 )
 from optsd.judge.reading import read_baselines
 from optsd.judge.regressions import RECORDED, TIMED, is_noise_floor, kernels, noise_floor
-from optsd.records import Measurement, Results, dumps, write_atomically
+from optsd.records import Measurement, Results, dumps
 
 
 def baseline_file(folder: Path, results: Results) -> Path:

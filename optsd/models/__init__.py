@@ -4,12 +4,12 @@
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optsd.errors import BadInput, NotFound
+from optsd.files import home
 from optsd.models import shapes
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ SD15_HUB_ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 QUANTIZED = "optsd_quantization.json"
 """The file by which a folder that `optsd.quantization.save` wrote is known."""
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-def home() -> Path:
-    """Where models and metric weights are looked for first: `$OPTSD_HOME`, else `~/.cache/optsd`."""
-    return Path(os.environ.get("OPTSD_HOME") or Path.home() / ".cache" / "optsd").expanduser()
 
 
 @dataclass(frozen=True)

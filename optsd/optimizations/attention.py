@@ -85,7 +85,7 @@ class Flash:
         return set_processor(pipe, self.name, processor, processor.proof)
 
 
-FLASH_KERNELS: tuple[Kernel, ...] = (kernels.FlashAttnPackage(), kernels.Flash())
+FLASH_KERNELS: tuple[Kernel, ...] = (kernels.FlashAttnPackage(), kernels.CpuFlash(), kernels.Flash())
 FLASH_REMEDY = "use float16 or bfloat16 on a GPU of compute capability 8.0, or choose sdpa or flash-enhanced"
 
 
@@ -177,7 +177,8 @@ class KernelProcessor:
             hidden_states = hidden_states.transpose(-1, -2).reshape(batch, channels, height, width)
         if attn.residual_connection:
             hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
+        factor = attn.rescale_output_factor
+        return hidden_states if factor == 1 else hidden_states / factor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """B×heads×N×d by the first kernel of the order that serves. Raises Unsupported when none does."""

@@ -27,7 +27,7 @@ from optsd.optimizations.state import PerPrompt, Tally
 from optsd.patching import Optimization, Patch, Pipeline, Stage, in_reverse, replace_attribute
 
 FALLBACKS = (*FLASH_KERNELS, kernels.MemoryEfficient(), kernels.Plain())
-"""The declared order: flash-attn, SDPA flash, memory-efficient, eager."""
+"""The declared order: flash-attn, CPU flash, SDPA flash, memory-efficient, eager."""
 
 
 def flash_enhanced() -> tuple[Optimization, ...]:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optsd import native
+
 
 class Kernel(Protocol):
     """softmax(scale · Q Kᵀ + mask) V for B×heads×N×d queries and B×heads×M×d keys; masks broadcast to B×heads×N×M."""
@@ -50,6 +52,26 @@ class FlashAttnPackage:
         # flash-attn wants B×N×heads×d
         rows = [tensor.transpose(1, 2) for tensor in (query, key, value)]
         return attend(*rows, softmax_scale=scale).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class CpuFlash:
+    """This project's own flash attention for CPUs that multiply bfloat16 (`optsd.native`)."""
+
+    name: str = "CPU flash"
+
+    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
+        if device.type != "cpu":
+            return f"it runs on the CPU, not on {device.type}"
+        if dtype != torch.bfloat16:
+            return f"it computes in bfloat16, not in {str(dtype).removeprefix('torch.')}"
+        return "it serves no attention mask" if masked else native.refusal()
+
+    def operator(self, device: torch.device) -> str:
+        return "optsd::flash_attention"
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        return torch.ops.optsd.flash_attention(query, key, value, scale)
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,7 @@ class Plain:
 
 KNOWN_OPERATORS = (
     "flash_attn::_flash_attn_forward",
+    "optsd::flash_attention",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",

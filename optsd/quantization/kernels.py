@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from optsd import native
 from optsd.errors import BadInput, Unsupported
 from optsd.quantization.schemes import Activation
 
@@ -77,14 +78,13 @@ class Kernel:
 
         Raises BadInput for a picture smaller than the window.
         """
-        padded = pad(image, window.margins)
-        size = output_size(padded.shape[1:3], window)
+        size = output_size(_padded_size(image.values, window), window)
         parts = [
-            self.linear(Activation(windows(values, window, size), image.scale, image.zero_point), share, dtype)
-            for values, share in zip(padded.chunk(window.groups, -1), split(weights, window.groups), strict=True)
+            self.linear(Activation(rows, image.scale, image.zero_point), share, dtype)
+            for rows, share in zip(windows(image, window, size), split(weights, window.groups), strict=True)
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return out.view(len(padded), *size, -1).permute(0, 3, 1, 2)
+        return out.view(len(image.values), *size, -1).permute(0, 3, 1, 2)
 
 
 class Reference(Kernel):
@@ -279,8 +279,16 @@ def pad(image: Activation, margins: tuple[int, int, int, int]) -> Tensor:
     return padded
 
 
-def windows(x: Tensor, window: Window, size: Pair) -> Tensor:
-    """The `size` windows of a padded batch × height × width × channels: rows of rows × columns × channels each."""
+def windows(image: Activation, window: Window, size: Pair) -> list[Tensor]:
+    """For each group, its share of the `size` windows: rows of rows × columns × channels each."""
+    pixels = image.values.permute(0, 2, 3, 1)
+    if window.groups == 1 and window.kernel_size != (1, 1) and native.serves_bytes(pixels):
+        zero = int(image.zero_point) % 256
+        return [native.windows(pixels, size, window.kernel_size, window.stride, window.dilation, window.margins, zero)]
+    return [_windows(part, window, size) for part in pad(image, window.margins).chunk(window.groups, -1)]
+
+
+def _windows(x: Tensor, window: Window, size: Pair) -> Tensor:
     x = x.contiguous()
     batch, _, _, channels = x.shape
     by_image, by_row, by_column, by_channel = x.stride()

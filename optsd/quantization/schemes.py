@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optsd import native
 from optsd.errors import BadInput
 
 INT8_LIMIT = 127
@@ -141,14 +142,14 @@ def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
     `signed`: False gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU,
     where looking would stall it, both become NaN in the output.
     """
-    lowest, highest = x.amin(), x.amax()
     if x.device.type != "cpu":
-        lowest, highest = lowest.float().clamp(max=0), highest.float().clamp(min=0)
+        lowest, highest = x.amin().float().clamp(max=0), x.amax().float().clamp(min=0)
         scale = ((highest - lowest) / STEPS).clamp(min=SMALLEST_SCALE)
         zero_point = torch.ceil(-lowest / scale) - 128
         values = torch.round(x.float() / scale + zero_point).clamp_(-128, 127).to(torch.int8)
         return Activation(values, scale, zero_point)
-    low, high = min(lowest.item(), 0.0), max(highest.item(), 0.0)
+    is_native = native.serves(x)
+    low, high = native.value_range(x) if is_native else (min(x.amin().item(), 0.0), max(x.amax().item(), 0.0))
     step = (high - low) / STEPS
     if not step < torch.inf:
         raise BadInput(
@@ -158,8 +159,10 @@ def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
     step = max(step, SMALLEST_SCALE)
     zero = math.ceil(-low / step) - (128 if signed else 0)
     # One addition scales, shifts and rounds: the integer is the low byte of the sum, with a sign or without.
-    shifted = torch.add(torch.tensor([ROUNDER + zero]), x, alpha=1 / step)
-    values = shifted.view(torch.int32).to(torch.int8)
+    if is_native:
+        values = native.round_to_bytes(x, 1 / step, ROUNDER + zero)
+    else:
+        values = torch.add(torch.tensor([ROUNDER + zero]), x, alpha=1 / step).view(torch.int32).to(torch.int8)
     return Activation(values if signed else values.view(torch.uint8), step, zero)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from optsd import records
 from optsd.errors import BadInput, NotFound
+from optsd.files import write_atomically
 from optsd.models import QUANTIZED as INDEX
 from optsd.patching import Pipeline
 from optsd.quantization.boundary import compute_in_bfloat16
@@ -43,7 +44,7 @@ def save(pipe: Pipeline, folder: Path | str) -> None:
         elif component is not None:
             component.save_pretrained(folder / name)
     index = {"schema": SCHEMA, "dtypes": dtypes, "components": quantized}
-    records.write_atomically(folder / INDEX, records.dumps(index))
+    write_atomically(folder / INDEX, records.dumps(index))
 
 
 def load(folder: Path | str, device: str = "cpu") -> Pipeline:

@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from optsd.records import Measurement, Results, Verdict, write_atomically
+from optsd.files import write_atomically
+from optsd.records import Measurement, Results, Verdict
 from optsd.report import pictures
 from optsd.report.drawing import Drawing
 from optsd.report.findings import STATUSES, answers, count_verdicts, missing, sign_of

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from optsd.records import Results, write_atomically
+from optsd.files import write_atomically
+from optsd.records import Results
 from optsd.report.tables import all_variants, index
 
 MOST_BYTES = 5_000_000

@@ -7,7 +7,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from optsd.records import Results, write_atomically
+from optsd.files import write_atomically
+from optsd.records import Results
 from optsd.report.drawing import COLOURS, STYLE, Drawing, finish, new_figure, printable
 from optsd.report.labels import list_beside
 from optsd.report.runs import Run, prepare, said, style_of

@@ -5,7 +5,8 @@ import io
 import re
 from pathlib import Path
 
-from optsd.records import Results, Verdict, Workload, write_atomically
+from optsd.files import write_atomically
+from optsd.records import Results, Verdict, Workload
 from optsd.report.findings import answers, count_verdicts, missing, sign_of
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 

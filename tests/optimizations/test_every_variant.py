@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from optsd import native
 from optsd.errors import OptsdError, Unsupported
 from optsd.optimizations.compile import Compile
 from optsd.optimizations.kernels import example_inputs, kernels_seen
@@ -186,7 +187,9 @@ def _spelled(name: str) -> str:
     return "eager" if name == "baseline" else name
 
 
-@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the document is of a CPU with VNNI")
+@pytest.mark.skipif(
+    bool(native.refusal()), reason=f"the document is of a CPU with the native kernels: {native.refusal()}"
+)
 def test_a_profile_of_one_step_names_each_variants_kernels(small_unet, bare):
     rows = ["| variant | operators in a profile of one step, and their calls |", "| --- | --- |"]
     for name in (name for name in (*OURS, *COMBINED) if name != "compile"):

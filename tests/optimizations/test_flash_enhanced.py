@@ -80,6 +80,7 @@ def test_fallbacks_in_the_declared_order_with_their_reasons(monkeypatch, small_u
         "kernel_calls": 3 * len(patch.touched),
         "passed_over": {
             "flash-attn": "it runs on CUDA, not on cpu",
+            "CPU flash": "it computes in bfloat16, not in float32",
             "SDPA flash": "it failed: no kernel image is available",
             "memory-efficient": "it runs on CUDA, not on cpu",
         },

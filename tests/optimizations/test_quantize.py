@@ -5,9 +5,13 @@ import weakref
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 
 import optsd
+from optsd import native
 from optsd.errors import BadInput, NothingMatched, OptsdError, Unsupported
+from optsd.optimizations.attention import Flash
 from optsd.optimizations.quantize import Int4, Int8
 from optsd.quantization.convert import KEPT
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
@@ -46,6 +50,26 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
     assert calls >= len(patch.touched)
     error = (images - wanted).square().mean().sqrt() / wanted.std()
     assert 0 < error < (0.03 if technique.name == "int8" else 0.2)
+
+
+@pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
+@both
+def test_the_native_kernels_run_and_change_the_images_little(technique, small_unet, bare, denoise, monkeypatch) -> None:
+    def run(unet: torch.nn.Module) -> torch.Tensor:
+        technique.apply(bare(unet))
+        Flash().apply(bare(unet))
+        return denoise(unet, steps=1)
+
+    fused, plain = small_unet(), small_unet()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        images = run(fused)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["optsd::geglu"] == sum(isinstance(module, GEGLU) for module in fused.modules())
+    assert calls["optsd::flash_attention"] == sum(isinstance(module, Attention) for module in fused.modules())
+    monkeypatch.setattr(native, "refusal", lambda: "there is no C++ compiler")
+    without = run(plain)
+    error = (images - without).square().mean().sqrt() / without.std()
+    assert error < 0.02
 
 
 @both

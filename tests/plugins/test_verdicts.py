@@ -25,7 +25,8 @@ def pytest_configure(config):
 
 BENCH = """
 import pytest
-from optsd.records import Measurement, Technique, write_atomically
+from optsd.files import write_atomically
+from optsd.records import Measurement, Technique
 from conftest_plugins.options import OUTPUT
 
 @pytest.mark.speed

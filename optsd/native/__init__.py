@@ -1,0 +1,174 @@
+"""The CPU's own kernels (kernels.cpp): quantized activations and their windows, GEGLU and flash attention in bfloat16.
+
+The machine's C++ compiler makes them the first time, in about two seconds, into `$OPTSD_HOME/native`. Where they cannot
+run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optsd.files import home, write_atomically
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# Named, not -march=native: a home directory may be shared by machines of several kinds.
+FLAGS = (
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+)
+TYPES = (torch.float32, torch.bfloat16)
+PARALLEL_FROM = 16_384  # numbers; below, starting threads takes longer than the work
+
+
+@functools.cache
+def refusal() -> str:
+    """Why these kernels cannot run on this machine, or an empty string."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "the CPU has no AVX512-BF16"
+    try:
+        _library()
+    except FileNotFoundError as error:
+        return f"there is no C++ compiler {error.filename} (install g++, or set CXX)"
+    except subprocess.CalledProcessError as error:
+        return f"the C++ compiler failed ({next(iter(error.stderr.splitlines()), error.returncode)})"
+    except OSError as error:
+        return f"they could not be kept or loaded ({error})"
+    return ""
+
+
+def serves(x: Tensor) -> bool:
+    """Whether `value_range` and `round_to_bytes` can work on this tensor: on the CPU, without gaps, of their types."""
+    is_dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return x.dtype in TYPES and is_dense and _is_reachable(x)
+
+
+def serves_bytes(pixels: Tensor) -> bool:
+    """Whether `windows` can work on this batch × height × width × channels: bytes without gaps, on the CPU."""
+    return pixels.element_size() == 1 and pixels.is_contiguous() and _is_reachable(pixels)
+
+
+def _is_reachable(x: Tensor) -> bool:
+    # A compiler follows torch's operators, which it fuses itself; not addresses.
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not refusal()
+
+
+def value_range(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest of x's values and 0; both NaN where one is NaN."""
+    ends = (ctypes.c_float * 2)()
+    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), _threads(x), ends)
+    return ends[0], ends[1]
+
+
+def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
+    """int8 of x's shape and memory format: the low byte of x · factor + shift, a sum of at least 2²³ in float32."""
+    out = torch.empty_like(x, dtype=torch.int8)
+    is_bfloat16 = x.dtype == torch.bfloat16
+    _library().optsd_quantize(x.data_ptr(), is_bfloat16, x.numel(), factor, shift, _threads(x), out.data_ptr())
+    return out
+
+
+def windows(
+    image: Tensor,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    margins: tuple[int, int, int, int],
+    zero: int,
+) -> Tensor:
+    """The `size` windows of bytes, batch × height × width × channels: a row of rows · columns · channels for each.
+
+    `margins`: left, right, top, bottom of the picture, filled with the byte `zero`.
+    """
+    batch, height, width, channels = image.shape
+    out = image.new_empty(batch * size[0] * size[1], kernel_size[0] * kernel_size[1] * channels)
+    moves = (ctypes.c_int64 * 8)(*kernel_size, *stride, *dilation, margins[2], margins[0])
+    sizes = (batch, height, width, channels)
+    _library().optsd_windows(image.data_ptr(), *sizes, moves, *size, zero, torch.get_num_threads(), out.data_ptr())
+    return out
+
+
+# Operators of torch, so that a profile shows them and a compiler knows their shapes.
+_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
+_OPERATORS.define("geglu(Tensor x) -> Tensor")
+_OPERATORS.define("flash_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor")
+
+
+@torch.library.impl(_OPERATORS, "geglu", "CPU")
+def _geglu(x: Tensor) -> Tensor:
+    """bfloat16, … × 2·n to … × n: the first half times GELU of the second (Shazeer, 2020)."""
+    x = x.contiguous()
+    out = _geglu_shape(x)
+    width = out.shape[-1]
+    _library().optsd_geglu(x.data_ptr(), out.numel() // max(width, 1), width, _threads(x), out.data_ptr())
+    return out
+
+
+@torch.library.register_fake("optsd::geglu", lib=_OPERATORS)
+def _geglu_shape(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@torch.library.impl(_OPERATORS, "flash_attention", "CPU")
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """bfloat16: softmax(scale · Q Kᵀ) V of B×heads×N×d queries and B×heads×M×d keys; scale > 0.
+
+    Online softmax over tiles of keys (Dao et al., 2022), with sums in float32.
+    """
+    query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
+    out = _flash_attention_shape(query, key, value, scale)
+    batch, heads, queries, width = query.shape
+    with_strides = [part for each in (query, key, value, out) for part in (each.data_ptr(), _strides(each))]
+    sizes = (batch, heads, queries, key.shape[2], width)
+    _library().optsd_attention(*with_strides, *sizes, scale, torch.get_num_threads())
+    return out
+
+
+@torch.library.register_fake("optsd::flash_attention", lib=_OPERATORS)
+def _flash_attention_shape(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    # heads side by side in memory, as the projection after them reads them
+    return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _strides(x: Tensor) -> ctypes.Array:
+    return (ctypes.c_int64 * 3)(*x.stride()[:3])
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
+    compiler = os.environ.get("CXX", "g++")
+    run = functools.partial(subprocess.run, capture_output=True, check=True, text=True)
+    made_from = "\0".join((SOURCE.read_text(encoding="utf-8"), run([compiler, "--version"]).stdout, *FLAGS))
+    file = home() / "native" / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
+    if not file.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "kernels.so"
+            run([compiler, *FLAGS, str(SOURCE), "-o", str(built)])
+            write_atomically(file, built.read_bytes())
+    library = ctypes.CDLL(str(file))
+    address, count, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    threads = flag
+    arguments: dict[str, list[Any]] = {
+        "optsd_range": [address, flag, count, threads, address],
+        "optsd_quantize": [address, flag, count, number, number, threads, address],
+        "optsd_windows": [address, *[count] * 4, address, count, count, flag, threads, address],
+        "optsd_geglu": [address, count, count, threads, address],
+        "optsd_attention": [*[address] * 8, *[count] * 5, number, threads],
+    }
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library

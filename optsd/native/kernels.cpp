@@ -1,0 +1,334 @@
+// The CPU's own kernels, for AVX-512 with BF16: quantized activations, GEGLU and flash attention.
+//
+// Plain C functions over addresses, so that they compile in two seconds without torch's headers. optsd/native.py checks
+// shapes, types and the processor, compiles this file and calls it.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+namespace {
+
+constexpr int64_t LANES = 16;  // floats in a register
+const float INFINITE = std::numeric_limits<float>::infinity();
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <typename T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <typename T>
+Buffer<T> allocate(int64_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes)));
+}
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// ---------------------------------------------------------------------------------------------- quantized activations
+
+struct Float32 {
+    using Value = float;
+    static __m512 load(const float* x) { return _mm512_loadu_ps(x); }
+    static __m512 load(__mmask16 lanes, const float* x) { return _mm512_maskz_loadu_ps(lanes, x); }
+};
+
+struct BFloat16 {
+    using Value = uint16_t;
+    static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+    static __m512 load(const uint16_t* x) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
+    static __m512 load(__mmask16 lanes, const uint16_t* x) { return widen(_mm256_maskz_loadu_epi16(lanes, x)); }
+};
+
+__mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+
+template <typename Type>
+void find_range(const typename Type::Value* x, int64_t count, int threads, float* range) {
+    float lowest = 0, highest = 0;
+    bool is_a_number = true;
+#pragma omp parallel for num_threads(threads) reduction(min : lowest) reduction(max : highest) \
+    reduction(&& : is_a_number)
+    for (int thread = 0; thread < threads; thread++) {
+        const int64_t share = round_up((count + threads - 1) / threads, 4 * LANES);
+        const int64_t begin = std::min(count, thread * share), end = std::min(count, begin + share);
+        __m512 low[4], high[4];
+        __mmask16 nan = 0;
+        for (int part = 0; part < 4; part++) low[part] = high[part] = _mm512_setzero_ps();
+        int64_t i = begin;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+            for (int part = 0; part < 4; part++) {
+                const __m512 value = Type::load(x + i + part * LANES);
+                low[part] = _mm512_min_ps(low[part], value);
+                high[part] = _mm512_max_ps(high[part], value);
+                nan |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+            }
+        for (; i < end; i += LANES) {
+            const __m512 value = Type::load(first(std::min(end - i, LANES)), x + i);
+            low[0] = _mm512_min_ps(low[0], value);
+            high[0] = _mm512_max_ps(high[0], value);
+            nan |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        }
+        for (int part = 0; part < 4; part++) {
+            lowest = std::min(lowest, _mm512_reduce_min_ps(low[part]));
+            highest = std::max(highest, _mm512_reduce_max_ps(high[part]));
+        }
+        is_a_number = is_a_number && !nan;
+    }
+    range[0] = is_a_number ? lowest : NAN;
+    range[1] = is_a_number ? highest : NAN;
+}
+
+template <typename Type>
+void quantize(const typename Type::Value* x, int64_t count, float factor, float shift, int threads, uint8_t* out) {
+    const __m512 by = _mm512_set1_ps(factor), plus = _mm512_set1_ps(shift);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < count; i += LANES) {
+        const __mmask16 lanes = count - i < LANES ? first(count - i) : 0xffff;
+        const __m512 sum = _mm512_fmadd_ps(Type::load(lanes, x + i), by, plus);
+        _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, _mm512_castps_si512(sum));
+    }
+}
+
+// A convolution's windows as rows of bytes: a tap's channels lie side by side, and past the border is `zero`.
+struct Window {
+    int64_t rows, columns, stride_y, stride_x, dilation_y, dilation_x, top, left;
+};
+
+void copy_windows(const uint8_t* image, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                  const Window& window, int64_t out_height, int64_t out_width, int zero, int threads, uint8_t* out) {
+    const int64_t size = window.rows * window.columns * channels;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t line = 0; line < batch * out_height; line++) {
+        uint8_t* target = out + line * out_width * size;
+        const uint8_t* picture = image + line / out_height * height * width * channels;
+        const int64_t from_y = line % out_height * window.stride_y - window.top;
+        for (int64_t column = 0; column < out_width; column++)
+            for (int64_t i = 0; i < window.rows; i++)
+                for (int64_t j = 0; j < window.columns; j++, target += channels) {
+                    const int64_t y = from_y + i * window.dilation_y;
+                    const int64_t x = column * window.stride_x - window.left + j * window.dilation_x;
+                    if (y >= 0 && y < height && x >= 0 && x < width)
+                        std::memcpy(target, picture + (y * width + x) * channels, channels);
+                    else
+                        std::memset(target, zero, channels);
+                }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- exponentials
+
+// 2^x for x <= 0, to 2e-7 of it; 0 and below stay above 2^-127.
+__m512 power_of_two(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-127.0f), x);  // in this order: a NaN stays
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 part = _mm512_sub_ps(x, whole);
+    // the Taylor series of 2^part, |part| <= 0.5
+    __m512 sum = _mm512_set1_ps(1.3333558e-3f);
+    for (const float coefficient : {9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(coefficient));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+// x · Φ(x). Φ's tail is Abramowitz & Stegun's 7.1.26, off by 8e-8 at most.
+__m512 gelu(__m512 x) {
+    const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(coefficient));
+    const __m512 power = power_of_two(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.44269504f)));
+    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(sum, power), _mm512_set1_ps(0.5f));
+    const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mul_ps(x, _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), is_negative, tail));
+}
+
+// --------------------------------------------------------------------------------------------------- flash attention
+
+// C (rows × 16·VECTORS, float32) = or += A (rows × pairs) · B (pairs × columns), where a pair is two bfloat16 numbers
+// that are multiplied and added at once. ROWS · VECTORS sums stay in registers.
+template <int ROWS, int VECTORS>
+void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
+              int64_t pairs, bool add) {
+    __m512 sums[ROWS][VECTORS];
+    for (int row = 0; row < ROWS; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = add ? _mm512_loadu_ps(c + row * c_row + vector * LANES) : _mm512_setzero_ps();
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        __m512bh right[VECTORS];
+        for (int vector = 0; vector < VECTORS; vector++)
+            right[vector] = (__m512bh)_mm512_loadu_si512(b + pair * b_row + vector * LANES);
+        for (int row = 0; row < ROWS; row++) {
+            const __m512bh left = (__m512bh)_mm512_set1_epi32(a[row * a_row + pair]);
+            for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], left, right[vector]);
+        }
+    }
+    for (int row = 0; row < ROWS; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            _mm512_storeu_ps(c + row * c_row + vector * LANES, sums[row][vector]);
+}
+
+constexpr int64_t ROWS = 6;         // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
+constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
+constexpr int64_t KEYS = 512;
+
+void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
+                   int64_t rows, int64_t columns, int64_t pairs, bool add) {
+    for (int64_t column = 0; column < columns; column += 4 * LANES) {
+        const int64_t vectors = std::min<int64_t>(4, (columns - column) / LANES);
+        const auto run = vectors == 4   ? multiply<ROWS, 4>
+                         : vectors == 3 ? multiply<ROWS, 3>
+                         : vectors == 2 ? multiply<ROWS, 2>
+                                        : multiply<ROWS, 1>;
+        for (int64_t row = 0; row < rows; row += ROWS)
+            run(a + row * a_row, a_row, b + column, b_row, c + row * c_row + column, c_row, pairs, add);
+    }
+}
+
+// The softmax of one tile's row, online (Milakov & Gimelshein, 2018): turns scores into bfloat16 weights and returns
+// what the sums so far must be multiplied by.
+float weigh(const float* scores, int64_t columns, float scale, uint16_t* weights, float& largest, float& total) {
+    __m512 most = _mm512_set1_ps(largest);
+    for (int64_t i = 0; i < columns; i += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
+    const float before = largest;
+    largest = _mm512_reduce_max_ps(most);
+    const __m512 by = _mm512_set1_ps(scale), minus = _mm512_set1_ps(-largest * scale);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < columns; i += LANES) {
+        const __m512 weight = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + i), by, minus));
+        sum = _mm512_add_ps(sum, weight);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + i), (__m256i)_mm512_cvtneps_pbh(weight));
+    }
+    const float shrink = std::exp2((before - largest) * scale);
+    total = total * shrink + _mm512_reduce_add_ps(sum);
+    return shrink;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The smallest and the largest of `count` numbers and 0; both NaN where one of them is.
+void optsd_range(const void* x, int is_bfloat16, int64_t count, int threads, float* range) {
+    if (is_bfloat16)
+        find_range<BFloat16>(static_cast<const uint16_t*>(x), count, threads, range);
+    else
+        find_range<Float32>(static_cast<const float*>(x), count, threads, range);
+}
+
+// The low byte of x · factor + shift, where shift's last binary digit is worth 1.
+void optsd_quantize(const void* x, int is_bfloat16, int64_t count, float factor, float shift, int threads,
+                    uint8_t* out) {
+    if (is_bfloat16)
+        quantize<BFloat16>(static_cast<const uint16_t*>(x), count, factor, shift, threads, out);
+    else
+        quantize<Float32>(static_cast<const float*>(x), count, factor, shift, threads, out);
+}
+
+// batch × height × width × channels to (batch · out_height · out_width) × (window's rows · columns · channels).
+// `window`: rows, columns, stride, dilation (each y, x), top, left.
+void optsd_windows(const uint8_t* image, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                   const int64_t* window, int64_t out_height, int64_t out_width, int zero, int threads, uint8_t* out) {
+    const Window moves{window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
+    copy_windows(image, batch, height, width, channels, moves, out_height, out_width, zero, threads, out);
+}
+
+// rows × 2·width to rows × width, bfloat16: the first half of each row times GELU of the second.
+void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, uint16_t* out) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i += LANES) {
+            const __mmask16 lanes = first(std::min(width - i, LANES));
+            const uint16_t* from = x + row * 2 * width + i;
+            const __m512 gate = gelu(BFloat16::load(lanes, from + width));
+            const __m512 product = _mm512_mul_ps(BFloat16::load(lanes, from), gate);
+            _mm256_mask_storeu_epi16(out + row * width + i, lanes, (__m256i)_mm512_cvtneps_pbh(product));
+        }
+}
+
+// softmax(scale · Q Kᵀ) V in bfloat16 with float32 sums. Strides are those of batch, head and token, in numbers; a
+// token's `width` numbers lie side by side.
+void optsd_attention(const uint16_t* query, const int64_t* query_strides, const uint16_t* key,
+                     const int64_t* key_strides, const uint16_t* value, const int64_t* value_strides, uint16_t* out,
+                     const int64_t* out_strides, int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                     int64_t width, float scale, int threads) {
+    const int64_t pairs = (width + 1) / 2, columns = round_up(width, LANES);
+    const int64_t padded_keys = round_up(keys, LANES);
+    // Where there are more threads than heads, each head's queries are shared out.
+    const int64_t shares = std::min((queries + QUERIES - 1) / QUERIES, (threads + batch * heads - 1) / (batch * heads));
+    const int64_t share = round_up((queries + shares - 1) / shares, QUERIES);
+    const float base_two = scale * 1.44269504f;  // exp(x) = 2^(x · log2 e)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t item = 0; item < batch * heads * shares; item++) {
+        const int64_t image = item / shares / heads, head = item / shares % heads;
+        const uint16_t* q = query + image * query_strides[0] + head * query_strides[1];
+        const uint16_t* k = key + image * key_strides[0] + head * key_strides[1];
+        const uint16_t* v = value + image * value_strides[0] + head * value_strides[1];
+        uint16_t* o = out + image * out_strides[0] + head * out_strides[1];
+
+        // Keys as pairs of channels × keys, values as pairs of keys × channels, zeros around both.
+        const auto packed_keys = allocate<uint32_t>(pairs * padded_keys);
+        const auto packed_values = allocate<uint32_t>(padded_keys / 2 * columns);
+        const auto packed_queries = allocate<uint32_t>(QUERIES * pairs);
+        const auto scores = allocate<float>(QUERIES * KEYS);
+        const auto weights = allocate<uint16_t>(QUERIES * KEYS);
+        const auto sums = allocate<float>(QUERIES * columns);
+        std::memset(packed_keys.get(), 0, pairs * padded_keys * 4);
+        std::memset(packed_values.get(), 0, padded_keys / 2 * columns * 4);
+        std::memset(packed_queries.get(), 0, QUERIES * pairs * 4);
+        for (int64_t token = 0; token < keys; token++) {
+            const uint16_t* row = k + token * key_strides[2];
+            for (int64_t pair = 0; pair < pairs; pair++) {
+                const uint32_t high = 2 * pair + 1 < width ? row[2 * pair + 1] : 0;
+                packed_keys[pair * padded_keys + token] = row[2 * pair] | high << 16;
+            }
+            row = v + token * value_strides[2];
+            uint32_t* target = packed_values.get() + token / 2 * columns;
+            for (int64_t channel = 0; channel < width; channel++)
+                target[channel] |= static_cast<uint32_t>(row[channel]) << (token % 2 * 16);
+        }
+
+        const int64_t last = std::min(queries, (item % shares + 1) * share);
+        for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
+            const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
+            for (int64_t row = 0; row < real; row++)
+                std::memcpy(packed_queries.get() + row * pairs, q + (begin + row) * query_strides[2], width * 2);
+            float largest[QUERIES], total[QUERIES];
+            std::fill_n(largest, QUERIES, -INFINITE);
+            std::fill_n(total, QUERIES, 0.0f);
+            std::fill_n(sums.get(), QUERIES * columns, 0.0f);
+            for (int64_t from = 0; from < keys; from += KEYS) {
+                const int64_t there = std::min(KEYS, keys - from), wide = round_up(there, LANES);
+                multiply_tile(packed_queries.get(), pairs, packed_keys.get() + from, padded_keys, scores.get(), KEYS,
+                              rows, wide, pairs, false);
+                for (int64_t row = 0; row < rows; row++) {
+                    float* line = scores.get() + row * KEYS;
+                    std::fill(line + there, line + wide, -INFINITE);
+                    uint16_t* weight = weights.get() + row * KEYS;
+                    const float shrink = weigh(line, wide, base_two, weight, largest[row], total[row]);
+                    if (from)
+                        for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
+                }
+                multiply_tile(reinterpret_cast<const uint32_t*>(weights.get()), KEYS / 2,
+                              packed_values.get() + from / 2 * columns, columns, sums.get(), columns, rows, columns,
+                              wide / 2, true);
+            }
+            for (int64_t row = 0; row < real; row++)
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const __m512 mean = _mm512_div_ps(_mm512_loadu_ps(sums.get() + row * columns + i),
+                                                      _mm512_set1_ps(total[row]));
+                    _mm256_mask_storeu_epi16(o + (begin + row) * out_strides[2] + i,
+                                             first(std::min(width - i, LANES)), (__m256i)_mm512_cvtneps_pbh(mean));
+                }
+        }
+    }
+}
+}

@@ -1,0 +1,214 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optsd import native
+from optsd.errors import BadInput
+from optsd.quantization import kernels, schemes
+
+needs_kernels = pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
+few = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**31)
+
+
+@pytest.fixture
+def anew(tmp_path, monkeypatch):
+    """The kernels as on the first use on a machine; what was loaded before comes back afterwards."""
+    monkeypatch.setenv("OPTSD_HOME", str(tmp_path))
+    native.refusal.cache_clear()
+    native._library.cache_clear()
+    yield tmp_path / "native"
+    native.refusal.cache_clear()
+    native._library.cache_clear()
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def numbers(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(query, key, value, scale):
+    """In float64."""
+    scores = query.double() @ key.double().transpose(-1, -2) * scale
+    return scores.softmax(-1) @ value.double()
+
+
+@needs_kernels
+@few
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 130),
+    st.sampled_from([1, 2, 15, 16, 77, 511, 512, 513, 1100]),
+    st.sampled_from([1, 2, 7, 16, 40, 63, 64, 80, 160]),
+    st.floats(0.01, 2),
+    seeds,
+)
+def test_flash_attention_is_attention(batch, heads, queries, keys, width, scale, seed):
+    """Weights are rounded to bfloat16, and so is the result: each is off by 2^-9 of itself at most."""
+    query = numbers(batch, queries, heads, width, seed=seed).bfloat16().transpose(1, 2)
+    key = numbers(batch, heads, keys, width, seed=seed + 1).bfloat16()
+    value = numbers(batch, heads, keys, 2 * width, seed=seed + 2).bfloat16()[..., width:]
+    out = torch.ops.optsd.flash_attention(query, key, value, scale)
+    assert (out.dtype, out.shape) == (torch.bfloat16, query.shape)
+    error = (out - attention(query, key, value, scale)).abs().max()
+    assert error <= 2**-8 * value.abs().max()
+
+
+@needs_kernels
+def test_threads_change_no_bit(threads):
+    query, key, value = (numbers(1, 2, 300, 24, seed=seed).bfloat16() for seed in range(3))
+    alone = torch.cat([torch.ops.optsd.flash_attention(query[:, :, i : i + 1], key, value, 0.2) for i in range(300)], 2)
+    assert torch.equal(torch.ops.optsd.flash_attention(query, key, value, 0.2), alone)
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_scores_of_every_size(size):
+    """Large ones leave one key its whole weight, and nothing overflows."""
+    query, key, value = (numbers(1, 1, 700, 32, seed=seed).bfloat16() for seed in range(3))
+    out = torch.ops.optsd.flash_attention(query * size, key * size, value, 1.0)
+    expected = attention(query * size, key * size, value, 1.0)
+    assert (out - expected).abs().max() <= 2**-8 * value.abs().max()
+
+
+@needs_kernels
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_broken_query_breaks_its_own_row_only(broken):
+    query, key, value = (numbers(1, 1, 60, 16, seed=seed).bfloat16() for seed in range(3))
+    query[0, 0, 13, 5] = broken
+    is_nan = torch.ops.optsd.flash_attention(query, key, value, 0.3).isnan()
+    assert is_nan[0, 0, 13].all()
+    assert is_nan.sum() == 16
+
+
+@needs_kernels
+def test_a_broken_key_breaks_everything():
+    query, key, value = (numbers(1, 1, 60, 16, seed=seed).bfloat16() for seed in range(3))
+    key[0, 0, 59, 15] = torch.nan
+    assert torch.ops.optsd.flash_attention(query, key, value, 0.3).isnan().all()
+
+
+@needs_kernels
+@few
+@given(
+    st.sampled_from([(1,), (15,), (16, 3), (1003,), (2, 5, 7, 3), (40_001,)]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
+    st.sampled_from([1e-20, 1.0, 1e20]),
+    seeds,
+)
+def test_the_integers_are_those_of_torch(shape, dtype, signed, magnitude, seed):
+    x = (numbers(*shape, seed=seed) * magnitude).to(dtype)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mine = schemes.quantize_activation(x, signed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "serves", lambda x: False)
+        theirs = schemes.quantize_activation(x, signed)
+    assert torch.equal(mine.values, theirs.values)
+    assert (mine.scale, mine.zero_point) == (theirs.scale, theirs.zero_point)
+    assert mine.values.stride() == x.stride()
+
+
+@needs_kernels
+def test_the_range_over_several_threads(threads):
+    for count in (1, native.PARALLEL_FROM - 1, native.PARALLEL_FROM, native.PARALLEL_FROM + 77):
+        x = numbers(count, seed=count)
+        assert native.value_range(x) == (min(x.min().item(), 0), max(x.max().item(), 0))
+        x[-1] = torch.nan
+        assert str(native.value_range(x)) == "(nan, nan)"
+
+
+@needs_kernels
+@few
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 64])),
+    *[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 3,
+    st.tuples(*[st.integers(0, 2)] * 4),
+    st.integers(-128, 127),
+    seeds,
+)
+def test_windows_are_those_of_torch(shape, kernel_size, stride, dilation, margins, zero, seed):
+    window = kernels.Window(kernel_size, stride, dilation, margins, groups=1)
+    pixels = torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    image = schemes.Activation(pixels.permute(0, 3, 1, 2), 1.0, zero)
+    try:
+        size = kernels.output_size(kernels._padded_size(image.values, window), window)
+    except BadInput:
+        return
+    theirs = kernels._windows(kernels.pad(image, margins), window, size)
+    assert torch.equal(native.windows(pixels, size, kernel_size, stride, dilation, margins, zero % 256), theirs)
+
+
+@needs_kernels
+@few
+@given(st.integers(1, 5), st.sampled_from([1, 15, 16, 100]), st.floats(0.01, 30), seeds)
+def test_geglu(rows, width, magnitude, seed):
+    """Off by the rounding to bfloat16, and by 1e-6 where GELU is nearly zero."""
+    x = (numbers(rows, 2 * width, seed=seed) * magnitude).bfloat16()
+    values, gate = x.double().chunk(2, -1)
+    expected = values * torch.nn.functional.gelu(gate)
+    assert ((torch.ops.optsd.geglu(x) - expected).abs() <= 2**-8 * expected.abs() + 1e-6 * values.abs()).all()
+
+
+@needs_kernels
+def test_geglu_passes_on_what_is_broken():
+    x = torch.tensor([[1.0, 1.0, torch.nan, torch.nan, torch.inf, 1.0]]).bfloat16()
+    assert torch.ops.optsd.geglu(x).isfinite().tolist() == [[False, False, False]]
+
+
+def test_what_they_do_not_serve():
+    assert not native.serves(torch.ones(4, dtype=torch.float16))
+    assert not native.serves(torch.ones(4, 6)[:, ::2])
+    assert not native.serves(torch.ones(4, device="meta"))
+
+
+@needs_kernels
+def test_they_are_compiled_once(anew):
+    assert native.refusal() == ""
+    (file,) = anew.iterdir()
+    native.refusal.cache_clear()
+    native._library.cache_clear()
+    before = file.stat()
+    assert native.refusal() == ""
+    assert list(anew.iterdir()) == [file]
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@needs_kernels
+def test_two_at_once_leave_one_whole_file(anew):
+    with ThreadPoolExecutor(2) as pool:
+        libraries = list(pool.map(lambda _: native._library.__wrapped__(), range(2)))
+    assert all(library.optsd_range for library in libraries)
+    assert len(list(anew.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", r"there is no C\+\+ compiler no-such-compiler \(install g\+\+, or set CXX\)"),
+        ("false", r"the C\+\+ compiler failed"),
+    ],
+)
+def test_without_a_compiler_they_say_why(anew, monkeypatch, compiler, reason):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(AssertionError, match=reason):
+        assert not native.refusal()
+    assert not native.serves(torch.ones(3))
+
+
+def test_another_processor_is_refused(anew, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert native.refusal() == "the CPU has no AVX512-BF16"
