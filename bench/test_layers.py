@@ -2,7 +2,8 @@
 
     pytest bench/test_layers.py -m layers --benchmark-columns=min,median,rounds
 
-One group a shape. Random numbers: what a layer holds does not change how long it takes.
+One group a shape. Random numbers: what a layer holds does not change how long it takes. Attention and the quantizing
+of activations have groups of their own, in bfloat16 on a CPU and in float16 on a GPU, as between quantized layers.
 """
 
 from collections.abc import Callable
@@ -78,6 +79,23 @@ def make(shape: Shape, how: str, device: str) -> tuple[Callable[[], object], int
     return (lambda: quantized(x)), operations
 
 
+def measure(call: Callable[[], object], device: str, benchmark, how: str, operations: int = 0) -> None:
+    """Time the call; how many operations a second it achieves, by the fastest round, goes to `extra_info`."""
+    import torch
+
+    from optsd.measure.time import synchronize
+
+    def run() -> None:
+        call()
+        synchronize(torch.device(device))
+
+    benchmark.extra_info["how"] = how
+    benchmark.pedantic(run, rounds=10, warmup_rounds=2)
+    if operations and benchmark.stats:
+        benchmark.extra_info["operations"] = operations
+        benchmark.extra_info["gigaoperations_s"] = round(operations / benchmark.stats.stats.min / 1e9, 1)
+
+
 # The keys of optsd.quantization.kernels.KERNELS, which imports torch: collecting must not.
 KERNEL_NAMES = ("onednn", "triton", "int_mm", "reference")
 
@@ -86,8 +104,6 @@ KERNEL_NAMES = ("onednn", "triton", "int_mm", "reference")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
     import torch
-
-    from optsd.measure.time import synchronize
 
     if how == "float16" and device == "cpu":
         pytest.skip("CPUs without AVX512-FP16 compute float16 by way of float32")
@@ -99,13 +115,67 @@ def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
     if kernel and (reason := KERNELS[kernel].refusal(torch.device(device), 8 if "int8" in how else 4, groups=1)):
         pytest.skip(reason)
     call, operations = make(shape, how, device)
-
-    def run() -> None:
-        call()
-        synchronize(torch.device(device))
-
     benchmark.group = f"{shape} ({shape.layer})"
-    benchmark.extra_info.update({"how": how, "operations": operations})
-    benchmark.pedantic(run, rounds=10, warmup_rounds=2)
-    if benchmark.stats:
-        benchmark.extra_info["gigaoperations_s"] = round(operations / benchmark.stats.stats.min / 1e9, 1)
+    measure(call, device, benchmark, how, operations)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An attention layer of SD v1.5's UNet, with `queries` where the latents' side is 32; 8 heads of `width`."""
+
+    queries: int
+    keys: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"attention {self.queries}x{self.keys} of 8x{self.width}"
+
+
+TEXT = 77
+TOKENS = (
+    *(Tokens(side * side, side * side, width) for side, width in ((32, 40), (16, 80), (8, 160))),
+    *(Tokens(side * side, TEXT, width) for side, width in ((32, 40), (16, 80))),
+)
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "CPU flash", "SDPA flash", "memory-efficient", "eager"])
+@pytest.mark.parametrize("tokens", TOKENS, ids=str)
+def test_attention(tokens: Tokens, name: str, device: str, benchmark) -> None:
+    import torch
+
+    from optsd.optimizations.flash_enhanced import FALLBACKS
+
+    kernel = next(kernel for kernel in FALLBACKS if kernel.name == name)
+    dtype, place = torch.float16 if device == "cuda" else torch.bfloat16, torch.device(device)
+    if reason := kernel.refusal(place, dtype, tokens.width, masked=False):
+        pytest.skip(reason)
+    area = SCALE[device] ** 2
+    queries, keys = tokens.queries * area, tokens.keys if tokens.keys == TEXT else tokens.keys * area
+
+    def heads(count: int) -> torch.Tensor:
+        return torch.randn(LATENTS[device], count, 8, tokens.width, dtype=dtype, device=place).transpose(1, 2)
+
+    query, key, value = heads(queries), heads(keys), heads(keys)
+    operations = 4 * LATENTS[device] * 8 * queries * keys * tokens.width
+    benchmark.group = str(tokens)
+    measure(lambda: kernel(query, key, value, None, tokens.width**-0.5), device, benchmark, name, operations)
+
+
+@pytest.mark.parametrize("how", ["native", "torch"])
+@pytest.mark.parametrize("channels", [320, 2560])
+def test_quantizing(channels: int, how: str, device: str, benchmark, monkeypatch) -> None:
+    """Range, scale and integers of what enters a Linear layer of 32×32 tokens."""
+    import torch
+
+    from optsd import native
+    from optsd.quantization.schemes import quantize_activation
+
+    place = torch.device(device)
+    if how == "torch":
+        monkeypatch.setattr(native, "serves", lambda x: False)
+    elif device != "cpu" or native.refusal():
+        pytest.skip(native.refusal() or f"the native kernels do not run on {device}")
+    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    x = torch.randn(LATENTS[device], 1024 * SCALE[device] ** 2, channels, dtype=dtype, device=place)
+    benchmark.group = f"quantizing {channels} channels"
+    measure(lambda: quantize_activation(x), device, benchmark, how)

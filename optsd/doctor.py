@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from optsd import models
+    from optsd import models, native
     from optsd.errors import OptsdError
     from optsd.files import home
     from optsd.measure.environment import machine
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         except OptsdError as error:
             state, remedy = error.problem, error.remedy
         table.add_row(f"model {model}", state, remedy)
+    table.add_row("native CPU kernels", native.refusal() or "ready", "")
     for package, (use, remedy) in _OPTIONAL.items():
         found = importlib.util.find_spec(package) is not None
         table.add_row(package, "installed" if found else f"missing: {use}", "" if found else remedy)

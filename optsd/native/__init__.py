@@ -1,4 +1,4 @@
-"""The CPU's own kernels (kernels.cpp): quantized activations and their windows, GEGLU and flash attention in bfloat16.
+"""The CPU's own kernels (kernels.cpp): flash attention, quantized activations and their windows, and GEGLU.
 
 The machine's C++ compiler makes them the first time, in about two seconds, into `$OPTSD_HOME/native`. Where they cannot
 run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
@@ -119,7 +119,7 @@ def _geglu_shape(x: Tensor) -> Tensor:
 
 @torch.library.impl(_OPERATORS, "flash_attention", "CPU")
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """bfloat16: softmax(scale · Q Kᵀ) V of B×heads×N×d queries and B×heads×M×d keys; scale > 0.
+    """softmax(scale · Q Kᵀ) V of B×heads×N×d queries and B×heads×M×d keys of one of `TYPES`; scale > 0.
 
     Online softmax over tiles of keys (Dao et al., 2022), with sums in float32.
     """
@@ -128,7 +128,7 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     batch, heads, queries, width = query.shape
     with_strides = [part for each in (query, key, value, out) for part in (each.data_ptr(), _strides(each))]
     sizes = (batch, heads, queries, key.shape[2], width)
-    _library().optsd_attention(*with_strides, *sizes, scale, torch.get_num_threads())
+    _library().optsd_attention(*with_strides, query.dtype == torch.bfloat16, *sizes, scale, torch.get_num_threads())
     return out
 
 
@@ -166,7 +166,7 @@ def _library() -> ctypes.CDLL:
         "optsd_quantize": [address, flag, count, number, number, threads, address],
         "optsd_windows": [address, *[count] * 4, address, count, count, flag, threads, address],
         "optsd_geglu": [address, count, count, threads, address],
-        "optsd_attention": [*[address] * 8, *[count] * 5, number, threads],
+        "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }
     for name, types in arguments.items():
         function = getattr(library, name)

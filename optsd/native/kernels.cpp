@@ -32,22 +32,36 @@ Buffer<T> allocate(int64_t count) {
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// ---------------------------------------------------------------------------------------------- quantized activations
+__mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+
+// The two types of numbers. A product takes what 32 bits hold at once: PER_WORD numbers.
 
 struct Float32 {
     using Value = float;
+    static constexpr int64_t PER_WORD = 1;
     static __m512 load(const float* x) { return _mm512_loadu_ps(x); }
     static __m512 load(__mmask16 lanes, const float* x) { return _mm512_maskz_loadu_ps(lanes, x); }
+    static void store(float* x, __mmask16 lanes, __m512 value) { _mm512_mask_storeu_ps(x, lanes, value); }
+    static __m512 add_product(__m512 sum, __m512i a, __m512i b) {
+        return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
+    }
 };
 
 struct BFloat16 {
     using Value = uint16_t;
+    static constexpr int64_t PER_WORD = 2;
     static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
     static __m512 load(const uint16_t* x) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
     static __m512 load(__mmask16 lanes, const uint16_t* x) { return widen(_mm256_maskz_loadu_epi16(lanes, x)); }
+    static void store(uint16_t* x, __mmask16 lanes, __m512 value) {
+        _mm256_mask_storeu_epi16(x, lanes, (__m256i)_mm512_cvtneps_pbh(value));
+    }
+    static __m512 add_product(__m512 sum, __m512i a, __m512i b) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+    }
 };
 
-__mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+// ---------------------------------------------------------------------------------------------- quantized activations
 
 template <typename Type>
 void find_range(const typename Type::Value* x, int64_t count, int threads, float* range) {
@@ -122,7 +136,7 @@ void copy_windows(const uint8_t* image, int64_t batch, int64_t height, int64_t w
     }
 }
 
-// --------------------------------------------------------------------------------------------------------- exponentials
+// ------------------------------------------------------------------------------------------------------ exponentials
 
 // 2^x for x <= 0, to 2e-7 of it; 0 and below stay above 2^-127.
 __m512 power_of_two(__m512 x) {
@@ -152,23 +166,23 @@ __m512 gelu(__m512 x) {
 
 // --------------------------------------------------------------------------------------------------- flash attention
 
-// C (rows × 16·VECTORS, float32) = or += A (rows × pairs) · B (pairs × columns), where a pair is two bfloat16 numbers
-// that are multiplied and added at once. ROWS · VECTORS sums stay in registers.
-template <int ROWS, int VECTORS>
+// C (rows × 16·VECTORS, float32) = or += A (rows × words) · B (words × columns). All ROWS · VECTORS sums stay in
+// registers.
+template <typename Type, int ROWS, int VECTORS>
 void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
-              int64_t pairs, bool add) {
+              int64_t words, bool add) {
     __m512 sums[ROWS][VECTORS];
     for (int row = 0; row < ROWS; row++)
         for (int vector = 0; vector < VECTORS; vector++)
             sums[row][vector] = add ? _mm512_loadu_ps(c + row * c_row + vector * LANES) : _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < pairs; pair++) {
-        __m512bh right[VECTORS];
+    for (int64_t word = 0; word < words; word++) {
+        __m512i right[VECTORS];
         for (int vector = 0; vector < VECTORS; vector++)
-            right[vector] = (__m512bh)_mm512_loadu_si512(b + pair * b_row + vector * LANES);
+            right[vector] = _mm512_loadu_si512(b + word * b_row + vector * LANES);
         for (int row = 0; row < ROWS; row++) {
-            const __m512bh left = (__m512bh)_mm512_set1_epi32(a[row * a_row + pair]);
+            const __m512i left = _mm512_set1_epi32(a[row * a_row + word]);
             for (int vector = 0; vector < VECTORS; vector++)
-                sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], left, right[vector]);
+                sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
         }
     }
     for (int row = 0; row < ROWS; row++)
@@ -176,26 +190,29 @@ void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row
             _mm512_storeu_ps(c + row * c_row + vector * LANES, sums[row][vector]);
 }
 
-constexpr int64_t ROWS = 6;         // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
+constexpr int64_t ROWS = 6;            // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
 constexpr int64_t KEYS = 512;
 
+template <typename Type>
 void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
-                   int64_t rows, int64_t columns, int64_t pairs, bool add) {
+                   int64_t rows, int64_t columns, int64_t words, bool add) {
     for (int64_t column = 0; column < columns; column += 4 * LANES) {
         const int64_t vectors = std::min<int64_t>(4, (columns - column) / LANES);
-        const auto run = vectors == 4   ? multiply<ROWS, 4>
-                         : vectors == 3 ? multiply<ROWS, 3>
-                         : vectors == 2 ? multiply<ROWS, 2>
-                                        : multiply<ROWS, 1>;
+        const auto run = vectors == 4   ? multiply<Type, ROWS, 4>
+                         : vectors == 3 ? multiply<Type, ROWS, 3>
+                         : vectors == 2 ? multiply<Type, ROWS, 2>
+                                        : multiply<Type, ROWS, 1>;
         for (int64_t row = 0; row < rows; row += ROWS)
-            run(a + row * a_row, a_row, b + column, b_row, c + row * c_row + column, c_row, pairs, add);
+            run(a + row * a_row, a_row, b + column, b_row, c + row * c_row + column, c_row, words, add);
     }
 }
 
-// The softmax of one tile's row, online (Milakov & Gimelshein, 2018): turns scores into bfloat16 weights and returns
-// what the sums so far must be multiplied by.
-float weigh(const float* scores, int64_t columns, float scale, uint16_t* weights, float& largest, float& total) {
+// The softmax of one tile's row, online (Milakov & Gimelshein, 2018): turns scores into weights and returns what the
+// sums so far must be multiplied by.
+template <typename Type>
+float weigh(const float* scores, int64_t columns, float scale, typename Type::Value* weights, float& largest,
+            float& total) {
     __m512 most = _mm512_set1_ps(largest);
     for (int64_t i = 0; i < columns; i += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
     const float before = largest;
@@ -205,11 +222,98 @@ float weigh(const float* scores, int64_t columns, float scale, uint16_t* weights
     for (int64_t i = 0; i < columns; i += LANES) {
         const __m512 weight = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + i), by, minus));
         sum = _mm512_add_ps(sum, weight);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + i), (__m256i)_mm512_cvtneps_pbh(weight));
+        Type::store(weights + i, first(LANES), weight);
     }
     const float shrink = std::exp2((before - largest) * scale);
     total = total * shrink + _mm512_reduce_add_ps(sum);
     return shrink;
+}
+
+// A batch × heads × tokens × width; the last lie side by side.
+struct Heads {
+    const void* numbers;
+    const int64_t* strides;
+
+    template <typename Type>
+    const typename Type::Value* at(int64_t image, int64_t head, int64_t token) const {
+        const auto* start = static_cast<const typename Type::Value*>(numbers);
+        return start + image * strides[0] + head * strides[1] + token * strides[2];
+    }
+};
+
+template <typename Type>
+void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64_t heads, int64_t queries,
+            int64_t keys, int64_t width, float scale, int threads) {
+    using Value = typename Type::Value;
+    constexpr int64_t PER_WORD = Type::PER_WORD;
+    const int64_t words = (width + PER_WORD - 1) / PER_WORD, columns = round_up(width, LANES);
+    const int64_t padded_keys = round_up(keys, LANES);
+    // Where there are more threads than heads, each head's queries are shared out.
+    const int64_t shares = std::min((queries + QUERIES - 1) / QUERIES, (threads + batch * heads - 1) / (batch * heads));
+    const int64_t share = round_up((queries + shares - 1) / shares, QUERIES);
+    const float base_two = scale * 1.44269504f;  // exp(x) = 2^(x · log2 e)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t item = 0; item < batch * heads * shares; item++) {
+        const int64_t image = item / shares / heads, head = item / shares % heads;
+
+        // Keys as words of channels × keys, values as words of keys × channels, zeros around both.
+        const auto packed_keys = allocate<Value>(words * padded_keys * PER_WORD);
+        const auto packed_values = allocate<Value>(padded_keys * columns);
+        const auto packed_queries = allocate<Value>(QUERIES * words * PER_WORD);
+        const auto weights = allocate<Value>(QUERIES * KEYS);
+        const auto scores = allocate<float>(QUERIES * KEYS);
+        const auto sums = allocate<float>(QUERIES * columns);
+        std::fill_n(packed_keys.get(), words * padded_keys * PER_WORD, Value(0));
+        std::fill_n(packed_values.get(), padded_keys * columns, Value(0));
+        std::fill_n(packed_queries.get(), QUERIES * words * PER_WORD, Value(0));
+        for (int64_t token = 0; token < keys; token++) {
+            const Value* row = key.at<Type>(image, head, token);
+            for (int64_t i = 0; i < width; i++)
+                packed_keys[(i / PER_WORD * padded_keys + token) * PER_WORD + i % PER_WORD] = row[i];
+            row = value.at<Type>(image, head, token);
+            Value* target = packed_values.get() + token / PER_WORD * columns * PER_WORD + token % PER_WORD;
+            for (int64_t i = 0; i < width; i++) target[i * PER_WORD] = row[i];
+        }
+        const auto* key_words = reinterpret_cast<const uint32_t*>(packed_keys.get());
+        const auto* value_words = reinterpret_cast<const uint32_t*>(packed_values.get());
+        const auto* query_words = reinterpret_cast<const uint32_t*>(packed_queries.get());
+        const auto* weight_words = reinterpret_cast<const uint32_t*>(weights.get());
+
+        const int64_t last = std::min(queries, (item % shares + 1) * share);
+        for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
+            const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
+            for (int64_t row = 0; row < real; row++)
+                std::copy_n(query.at<Type>(image, head, begin + row), width,
+                            packed_queries.get() + row * words * PER_WORD);
+            float largest[QUERIES], total[QUERIES];
+            std::fill_n(largest, QUERIES, -INFINITE);
+            std::fill_n(total, QUERIES, 0.0f);
+            std::fill_n(sums.get(), QUERIES * columns, 0.0f);
+            for (int64_t from = 0; from < keys; from += KEYS) {
+                const int64_t there = std::min(KEYS, keys - from), wide = round_up(there, LANES);
+                multiply_tile<Type>(query_words, words, key_words + from, padded_keys, scores.get(), KEYS, rows, wide,
+                                    words, false);
+                for (int64_t row = 0; row < rows; row++) {
+                    float* line = scores.get() + row * KEYS;
+                    std::fill(line + there, line + wide, -INFINITE);
+                    Value* weight = weights.get() + row * KEYS;
+                    const float shrink = weigh<Type>(line, wide, base_two, weight, largest[row], total[row]);
+                    if (from)
+                        for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
+                }
+                multiply_tile<Type>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns, columns,
+                                    sums.get(), columns, rows, columns, wide / PER_WORD, true);
+            }
+            for (int64_t row = 0; row < real; row++) {
+                auto* target = const_cast<Value*>(out.at<Type>(image, head, begin + row));
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const __m512 sum = _mm512_loadu_ps(sums.get() + row * columns + i);
+                    const __m512 mean = _mm512_div_ps(sum, _mm512_set1_ps(total[row]));
+                    Type::store(target + i, first(std::min(width - i, LANES)), mean);
+                }
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -250,85 +354,18 @@ void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, ui
             const uint16_t* from = x + row * 2 * width + i;
             const __m512 gate = gelu(BFloat16::load(lanes, from + width));
             const __m512 product = _mm512_mul_ps(BFloat16::load(lanes, from), gate);
-            _mm256_mask_storeu_epi16(out + row * width + i, lanes, (__m256i)_mm512_cvtneps_pbh(product));
+            BFloat16::store(out + row * width + i, lanes, product);
         }
 }
 
-// softmax(scale · Q Kᵀ) V in bfloat16 with float32 sums. Strides are those of batch, head and token, in numbers; a
-// token's `width` numbers lie side by side.
-void optsd_attention(const uint16_t* query, const int64_t* query_strides, const uint16_t* key,
-                     const int64_t* key_strides, const uint16_t* value, const int64_t* value_strides, uint16_t* out,
-                     const int64_t* out_strides, int64_t batch, int64_t heads, int64_t queries, int64_t keys,
-                     int64_t width, float scale, int threads) {
-    const int64_t pairs = (width + 1) / 2, columns = round_up(width, LANES);
-    const int64_t padded_keys = round_up(keys, LANES);
-    // Where there are more threads than heads, each head's queries are shared out.
-    const int64_t shares = std::min((queries + QUERIES - 1) / QUERIES, (threads + batch * heads - 1) / (batch * heads));
-    const int64_t share = round_up((queries + shares - 1) / shares, QUERIES);
-    const float base_two = scale * 1.44269504f;  // exp(x) = 2^(x · log2 e)
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t item = 0; item < batch * heads * shares; item++) {
-        const int64_t image = item / shares / heads, head = item / shares % heads;
-        const uint16_t* q = query + image * query_strides[0] + head * query_strides[1];
-        const uint16_t* k = key + image * key_strides[0] + head * key_strides[1];
-        const uint16_t* v = value + image * value_strides[0] + head * value_strides[1];
-        uint16_t* o = out + image * out_strides[0] + head * out_strides[1];
-
-        // Keys as pairs of channels × keys, values as pairs of keys × channels, zeros around both.
-        const auto packed_keys = allocate<uint32_t>(pairs * padded_keys);
-        const auto packed_values = allocate<uint32_t>(padded_keys / 2 * columns);
-        const auto packed_queries = allocate<uint32_t>(QUERIES * pairs);
-        const auto scores = allocate<float>(QUERIES * KEYS);
-        const auto weights = allocate<uint16_t>(QUERIES * KEYS);
-        const auto sums = allocate<float>(QUERIES * columns);
-        std::memset(packed_keys.get(), 0, pairs * padded_keys * 4);
-        std::memset(packed_values.get(), 0, padded_keys / 2 * columns * 4);
-        std::memset(packed_queries.get(), 0, QUERIES * pairs * 4);
-        for (int64_t token = 0; token < keys; token++) {
-            const uint16_t* row = k + token * key_strides[2];
-            for (int64_t pair = 0; pair < pairs; pair++) {
-                const uint32_t high = 2 * pair + 1 < width ? row[2 * pair + 1] : 0;
-                packed_keys[pair * padded_keys + token] = row[2 * pair] | high << 16;
-            }
-            row = v + token * value_strides[2];
-            uint32_t* target = packed_values.get() + token / 2 * columns;
-            for (int64_t channel = 0; channel < width; channel++)
-                target[channel] |= static_cast<uint32_t>(row[channel]) << (token % 2 * 16);
-        }
-
-        const int64_t last = std::min(queries, (item % shares + 1) * share);
-        for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
-            const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
-            for (int64_t row = 0; row < real; row++)
-                std::memcpy(packed_queries.get() + row * pairs, q + (begin + row) * query_strides[2], width * 2);
-            float largest[QUERIES], total[QUERIES];
-            std::fill_n(largest, QUERIES, -INFINITE);
-            std::fill_n(total, QUERIES, 0.0f);
-            std::fill_n(sums.get(), QUERIES * columns, 0.0f);
-            for (int64_t from = 0; from < keys; from += KEYS) {
-                const int64_t there = std::min(KEYS, keys - from), wide = round_up(there, LANES);
-                multiply_tile(packed_queries.get(), pairs, packed_keys.get() + from, padded_keys, scores.get(), KEYS,
-                              rows, wide, pairs, false);
-                for (int64_t row = 0; row < rows; row++) {
-                    float* line = scores.get() + row * KEYS;
-                    std::fill(line + there, line + wide, -INFINITE);
-                    uint16_t* weight = weights.get() + row * KEYS;
-                    const float shrink = weigh(line, wide, base_two, weight, largest[row], total[row]);
-                    if (from)
-                        for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
-                }
-                multiply_tile(reinterpret_cast<const uint32_t*>(weights.get()), KEYS / 2,
-                              packed_values.get() + from / 2 * columns, columns, sums.get(), columns, rows, columns,
-                              wide / 2, true);
-            }
-            for (int64_t row = 0; row < real; row++)
-                for (int64_t i = 0; i < width; i += LANES) {
-                    const __m512 mean = _mm512_div_ps(_mm512_loadu_ps(sums.get() + row * columns + i),
-                                                      _mm512_set1_ps(total[row]));
-                    _mm256_mask_storeu_epi16(o + (begin + row) * out_strides[2] + i,
-                                             first(std::min(width - i, LANES)), (__m256i)_mm512_cvtneps_pbh(mean));
-                }
-        }
-    }
+// softmax(scale · Q Kᵀ) V of float32 or bfloat16, with float32 sums. Strides are those of batch, head and token, in
+// numbers; a token's `width` numbers lie side by side.
+void optsd_attention(const void* query, const int64_t* query_strides, const void* key, const int64_t* key_strides,
+                     const void* value, const int64_t* value_strides, void* out, const int64_t* out_strides,
+                     int is_bfloat16, int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t width,
+                     float scale, int threads) {
+    const auto run = is_bfloat16 ? attend<BFloat16> : attend<Float32>;
+    run({query, query_strides}, {key, key_strides}, {value, value_strides}, {out, out_strides}, batch, heads, queries,
+        keys, width, scale, threads);
 }
 }

@@ -56,15 +56,15 @@ class FlashAttnPackage:
 
 @dataclass(frozen=True)
 class CpuFlash:
-    """This project's own flash attention for CPUs that multiply bfloat16 (`optsd.native`)."""
+    """This project's own flash attention for CPUs with AVX-512 (`optsd.native`), in float32 and bfloat16."""
 
     name: str = "CPU flash"
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
-        if dtype != torch.bfloat16:
-            return f"it computes in bfloat16, not in {str(dtype).removeprefix('torch.')}"
+        if dtype not in native.TYPES:
+            return f"it computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
         return "it serves no attention mask" if masked else native.refusal()
 
     def operator(self, device: torch.device) -> str:

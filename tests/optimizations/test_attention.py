@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
+from optsd import native
 from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.attention import Eager, Flash, KernelProcessor, Sdpa, attentions, is_out_of_memory
@@ -13,11 +14,12 @@ def seen(unet):
     return kernels.kernels_seen(unet, lambda: unet(**kernels.example_inputs(unet, 2, (8, 8))))
 
 
-CPU_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+TORCH_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
+CPU_FLASH = TORCH_FLASH if native.refusal() else "optsd::flash_attention"
 
 
 @pytest.mark.parametrize(
-    ("technique", "operator"), [(Eager(), "aten::softmax"), (Sdpa(), CPU_FLASH), (Flash(), CPU_FLASH)]
+    ("technique", "operator"), [(Eager(), "aten::softmax"), (Sdpa(), TORCH_FLASH), (Flash(), CPU_FLASH)]
 )
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_a_profile_shows_the_kernel_in_every_layer(small_unet, bare, technique, operator, family):
@@ -43,8 +45,10 @@ def test_undo_puts_the_very_processors_back(pipe, technique):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kernel", [kernels.Flash(), kernels.Plain()])
+@pytest.mark.parametrize("kernel", [kernels.CpuFlash(), kernels.Flash(), kernels.Plain()])
 def test_kernels_agree_with_torch(kernel, masked, dtype):
+    if reason := kernel.refusal(torch.device("cpu"), dtype, 5, masked):
+        pytest.skip(reason)
     query, key = torch.randn(2, 3, 10, 5).to(dtype), torch.randn(2, 3, 7, 5).to(dtype)
     mask = torch.randn(2, 3, 1, 7).to(dtype) if masked else None
     expected = F.scaled_dot_product_attention(query, key, key, attn_mask=mask, scale=0.3)
