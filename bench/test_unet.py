@@ -4,7 +4,8 @@
     pytest bench/test_unet.py -m unet --model sd15-random --size 512 --variant flash -k ours
 
 A round is one call of the baseline, then one of the other, on the same inputs and threads; `speedup` is their ratio
-with its interval. `added_bytes` is what one call adds to the process's memory, in a pass of its own. Each lives in a
+with its interval. `added_bytes` is what one call adds to the process's memory, and `operators_ms` where its time goes,
+each in a pass of its own (OpenVINO takes its memory when it compiles, before the call). Each subject lives in a
 process of its own, as it would at its user's: in one process with others, the memory that they had freed made the
 baseline up to a quarter faster. OpenVINO needs the `peers` extra (openvino, nncf) and a CPU; its int8 is NNCF's
 post-training quantization of Linear and Conv2d layers, whose scales come from one random input: that decides the
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.unet
 
 OURS = ("baseline", "sdpa", "int8", "int4", "int8+flash", "int4+flash")
 THEIRS = ("float32", "bfloat16", "int8")
+MOST_OPERATORS = 15
 Call = Callable[[], object]
 
 
@@ -91,6 +93,7 @@ def test_ours(ours: str, workload: Workload, device: str, baseline: Executor, ro
     """Seconds of one call of a variant."""
     with apart(our_call, workload, device, ours) as process:
         compare(process, baseline, workload, benchmark, rounds)
+        benchmark.extra_info["operators_ms"] = process.submit(operators_ms).result()
 
 
 def compare(process: Executor, baseline: Executor, workload: Workload, benchmark, rounds: int) -> None:
@@ -144,6 +147,19 @@ def added_bytes() -> int:
     before = resident_bytes()
     subject[0]()
     return resident_bytes("VmHWM") - before
+
+
+def operators_ms() -> dict[str, float]:
+    """The milliseconds of the operators that take the most, their own without those inside, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = subject[1].type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiled:
+        call_seconds()
+    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    times = {event.key: round(getattr(event, own) / 1e3, 3) for event in profiled.key_averages()}
+    return dict(sorted(times.items(), key=lambda item: -item[1])[:MOST_OPERATORS])
 
 
 def our_call(workload: Workload, device: str, variant: str) -> "tuple[Call, torch.device]":

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -62,22 +63,35 @@ def _fetch(names: list[str], console: Console) -> int:
 
 
 def _verify(file: Path, console: Console) -> int:
-    """Says what each file is for and whether it is there; 1 when the caption file or any file found is wrong."""
+    """Says of each file what it is for and whether it is there, whole and genuine; 1 unless all of them are."""
+    checks = {"captions": lambda: _captions(file), "images": _photographs}
+    checks |= {name: partial(_weights, name) for name in ("inception", "alexnet", "clip")}
+    status = 0
+    for name, check in checks.items():
+        try:
+            said = check()
+        except BadInput as error:
+            said, status = str(error), 1
+        console.print(f"{name}: {said}", markup=False)
+    return status
+
+
+def _captions(file: Path) -> str:
     made = prompts.coco(file)
-    console.print(f"captions: {file}: genuine; {len(made):,} prompts, SHA-256 {prompts.digest(made)}", markup=False)
     skipped: Counter[str] = prompts.choose(captions.read(file))[1]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-    console.print(f"captions that make no prompt: {reasons}", markup=False)
-    photographs = downloads.coco_folder() / downloads.PHOTOGRAPHS
-    have = sum((photographs / prompt.file_name).is_file() for prompt in made)
-    console.print(f"images: {have:,} of the {len(made):,} prompts' photographs in {photographs}", markup=False)
-    status = 0
-    for name in ("inception", "alexnet", "clip"):
-        try:
-            console.print(f"{name}: {downloads.find_weights(name)}: genuine", markup=False)
-        except NotFound as error:
-            console.print(f"{name}: {error}", markup=False)
-        except BadInput as error:
-            console.print(f"{name}: {error}", markup=False)
-            status = 1
-    return status
+    return f"{file}: genuine; {len(made):,} prompts, SHA-256 {prompts.digest(made)}; captions that make none: {reasons}"
+
+
+def _photographs() -> str:
+    folder = downloads.coco_folder() / downloads.PHOTOGRAPHS
+    chosen = prompts.shipped_manifest().choices
+    have = sum((folder / f"{choice.image_id:012}.jpg").is_file() for choice in chosen)
+    said = f"{have:,} of the {len(chosen):,} prompts' photographs in {folder}"
+    if have < len(chosen):
+        raise NotFound(said, "run `optsd coco fetch images`")
+    return said
+
+
+def _weights(name: str) -> str:
+    return f"{downloads.find_weights(name)}: genuine"

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from optsd import native
 from optsd.errors import BadInput, Unsupported
 from optsd.patching import Patch, Pipeline, Stage
 from optsd.quantization import kernels
@@ -84,6 +85,14 @@ def read_proof(pipe: Pipeline, done: list[Conversion], technique: str) -> dict[s
         f"{technique}_conv2d": kinds["conv2d"],
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
         "between_layers": str(pipe.unet.dtype).removeprefix("torch."),
+        "activations_quantized_by": _quantizer(pipe),
         "integer_kernel": ", ".join(sorted({layer.kernel.name for layer in layers})),
         "integer_kernel_calls": sum(layer.kernel_calls for layer in layers),
     }
+
+
+def _quantizer(pipe: Pipeline) -> str:
+    if pipe.unet.device.type != "cpu":
+        return "torch"
+    reason = native.refusal()
+    return f"torch ({reason})" if reason else "optsd.native"

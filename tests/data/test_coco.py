@@ -1,12 +1,13 @@
 """`optsd coco`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from optsd.data.coco import main
-from optsd.errors import BadInput, NotFound
+from optsd.errors import BadInput
 
 
 @pytest.fixture(autouse=True)
@@ -28,21 +29,24 @@ def test_no_prompt_is_an_error() -> None:
         main(["prompts", "--count", "0"])
 
 
-def test_a_missing_caption_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="there is no caption file .*optsd coco fetch captions"):
-        main(["verify"])
+def test_verify_goes_on_where_a_file_is_missing_or_wrong(tmp_path: Path, capsys) -> None:
+    assert main(["verify"]) == 1
+    said = capsys.readouterr().out
+    assert re.search("captions: there is no caption file .*optsd coco fetch captions", said)
+    assert len(said.splitlines()) == 5
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"images": [], "annotations": []}))
-    with pytest.raises(BadInput, match="is not captions_val2017.json"):
-        main(["verify", "--captions", str(wrong)])
+    assert main(["verify", "--captions", str(wrong)]) == 1
+    assert "is not captions_val2017.json" in capsys.readouterr().out
 
 
 def test_verify_says_what_is_there_and_what_is_not(coco_captions: Path, tmp_path: Path, capsys) -> None:
-    assert main(["verify", "--captions", str(coco_captions)]) == 0
+    assert main(["verify", "--captions", str(coco_captions)]) == 1
     said = capsys.readouterr().out
     assert "1,000 prompts, SHA-256 77312c16df0a0388" in said
     assert "1,270 generic, 3 too long, 212 too short" in said
     assert "images: 0 of the 1,000" in said
+    assert "run `optsd coco fetch images`" in said
     assert "run `optsd coco fetch inception`" in said
     weights = tmp_path / "OPTSD_HOME" / "weights"
     weights.mkdir(parents=True)

@@ -113,7 +113,12 @@ def test_flash_says_why_it_cannot_run(monkeypatch, small_unet, bare):
     assert kernels.MemoryEfficient().refusal(place, torch.float32, 40, False) == ""
     assert "not on cpu" in kernels.MemoryEfficient().refusal(torch.device("cpu"), torch.float32, 40, False)
 
-    monkeypatch.setattr(kernels.Flash, "refusal", lambda *_, **__: "it is out of order")
+    assert "not on cuda" in kernels.CpuFlash().refusal(place, torch.bfloat16, 40, False)
+    assert "not in float16" in kernels.CpuFlash().refusal(torch.device("cpu"), torch.float16, 40, False)
+    assert "mask" in kernels.CpuFlash().refusal(torch.device("cpu"), torch.bfloat16, 40, True)
+
+    for kernel in (kernels.CpuFlash, kernels.Flash):
+        monkeypatch.setattr(kernel, "refusal", lambda *_, **__: "it is out of order")
     unet = small_unet()
     with pytest.raises(Unsupported, match="flash cannot serve unet.down_blocks.0.*it is out of order"):
         Flash().check(bare(unet))

@@ -55,19 +55,20 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
 @pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
 @both
 def test_the_native_kernels_run_and_change_the_images_little(technique, small_unet, bare, denoise, monkeypatch) -> None:
-    def run(unet: torch.nn.Module) -> torch.Tensor:
-        technique.apply(bare(unet))
+    def run(unet: torch.nn.Module) -> tuple[torch.Tensor, str]:
+        patch = technique.apply(bare(unet))
         Flash().apply(bare(unet))
-        return denoise(unet, steps=1)
+        return denoise(unet, steps=1), patch.proof["activations_quantized_by"]
 
     fused, plain = small_unet(), small_unet()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        images = run(fused)
+        images, how = run(fused)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["optsd::geglu"] == sum(isinstance(module, GEGLU) for module in fused.modules())
     assert calls["optsd::flash_attention"] == sum(isinstance(module, Attention) for module in fused.modules())
     monkeypatch.setattr(native, "refusal", lambda: "there is no C++ compiler")
-    without = run(plain)
+    without, why = run(plain)
+    assert (how, why) == ("optsd.native", "torch (there is no C++ compiler)")
     error = (images - without).square().mean().sqrt() / without.std()
     assert error < 0.02
 
