@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsd import native
-from optsd.errors import BadInput
+from optsd.errors import BadInput, Unsupported
 from optsd.quantization import kernels, schemes
 
 needs_kernels = pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
@@ -102,6 +102,35 @@ def test_a_broken_key_breaks_everything():
     query, key, value = (numbers(1, 1, 60, 16, seed=seed).bfloat16() for seed in range(3))
     key[0, 0, 59, 15] = torch.nan
     assert torch.ops.optsd.flash_attention(query, key, value, 0.3).isnan().all()
+
+
+@needs_kernels
+def test_what_does_not_fit_is_refused():
+    query = torch.ones(1, 2, 4, 8)
+    key = torch.ones(1, 2, 5, 8)
+    attend = torch.ops.optsd.flash_attention
+    for wrong in (
+        (query, key, key[:, :, :4], 1.0),
+        (query, key[:, :1], key[:, :1], 1.0),
+        (query, key[..., :7], key[..., :7], 1.0),
+        (query, key.bfloat16(), key, 1.0),
+        (query.half(), key.half(), key.half(), 1.0),
+        (query, key, key, -1.0),
+    ):
+        with pytest.raises(ValueError, match="flash_attention does not fit these: torch.float"):
+            attend(*wrong)
+    assert attend(query[:, :, :0], key, key, 1.0).shape == (1, 2, 0, 8)
+    for wrong in (torch.ones(2, 3).bfloat16(), torch.ones(2, 4)):
+        with pytest.raises(ValueError, match="geglu wants bfloat16 and an even last dimension"):
+            torch.ops.optsd.geglu(wrong)
+
+
+@needs_kernels
+def test_there_is_no_backward_pass_and_it_is_said():
+    query = torch.ones(1, 1, 3, 4, requires_grad=True)
+    out = torch.ops.optsd.flash_attention(query, query, query, 1.0)
+    with pytest.raises(Unsupported, match="no backward pass; train with sdpa"):
+        out.sum().backward()
 
 
 @needs_kernels

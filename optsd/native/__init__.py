@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optsd.errors import Unsupported
 from optsd.files import home, write_atomically
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -105,6 +106,8 @@ _OPERATORS.define("flash_attention(Tensor query, Tensor key, Tensor value, float
 @torch.library.impl(_OPERATORS, "geglu", "CPU")
 def _geglu(x: Tensor) -> Tensor:
     """bfloat16, … × 2·n to … × n: the first half times GELU of the second (Shazeer, 2020)."""
+    if x.dtype != torch.bfloat16 or x.shape[-1] % 2:
+        raise ValueError(f"geglu wants bfloat16 and an even last dimension, not {x.dtype} and {x.shape[-1]}")
     x = x.contiguous()
     out = _geglu_shape(x)
     width = out.shape[-1]
@@ -123,8 +126,14 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
     Online softmax over tiles of keys (Dao et al., 2022), with sums in float32.
     """
+    fits = key.shape == value.shape and (*query.shape[:2], query.shape[3]) == (*key.shape[:2], key.shape[3])
+    if not fits or query.dtype not in TYPES or {key.dtype, value.dtype} != {query.dtype} or scale <= 0:
+        shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in (query, key, value))
+        raise ValueError(f"flash_attention does not fit these: {shapes}, scale {scale}")
     query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
     out = _flash_attention_shape(query, key, value, scale)
+    if not out.numel():
+        return out
     batch, heads, queries, width = query.shape
     with_strides = [part for each in (query, key, value, out) for part in (each.data_ptr(), _strides(each))]
     sizes = (batch, heads, queries, key.shape[2], width)
@@ -136,6 +145,14 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 def _flash_attention_shape(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     # heads side by side in memory, as the projection after them reads them
     return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _no_backward(*_: Any) -> None:
+    raise Unsupported("the CPU's own kernels have no backward pass", "train with sdpa, and without quantization")
+
+
+for _name in ("geglu", "flash_attention"):
+    torch.library.register_autograd(f"optsd::{_name}", _no_backward, lib=_OPERATORS)
 
 
 def _strides(x: Tensor) -> ctypes.Array:
