@@ -84,6 +84,16 @@ def _pack(*_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", "int8", 0.0
 
 
+@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::windows", "optsd::geglu")
+def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
+    return "other", name_of(x.dtype), 0.0
+
+
+@rule("optsd::flash_attention")
+def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Tensor) -> tuple[str, str, float]:
+    return "attention", name_of(query.dtype), attention_flops(query, key, value)
+
+
 @rule("flash_attn::_flash_attn_forward")
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     by_heads = (tensor.transpose(1, 2) for tensor in (query, key, value))  # from B×N×heads×d

@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,13 @@ def _is_reachable(x: Tensor) -> bool:
 
 def value_range(x: Tensor) -> tuple[float, float]:
     """The smallest and the largest of x's values and 0; both NaN where one is NaN."""
-    ends = (ctypes.c_float * 2)()
-    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), _threads(x), ends)
-    return ends[0], ends[1]
+    lowest, highest = torch.ops.optsd.value_range(x).tolist()
+    return lowest, highest
 
 
 def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
     """int8 of x's shape and memory format: the low byte of x · factor + shift, a sum of at least 2²³ in float32."""
-    out = torch.empty_like(x, dtype=torch.int8)
-    is_bfloat16 = x.dtype == torch.bfloat16
-    _library().optsd_quantize(x.data_ptr(), is_bfloat16, x.numel(), factor, shift, _threads(x), out.data_ptr())
-    return out
+    return torch.ops.optsd.round_to_bytes(x, factor, shift)
 
 
 def windows(
@@ -89,38 +86,80 @@ def windows(
 
     `margins`: left, right, top, bottom of the picture, filled with the byte `zero`.
     """
-    batch, height, width, channels = image.shape
-    out = image.new_empty(batch * size[0] * size[1], kernel_size[0] * kernel_size[1] * channels)
-    moves = (ctypes.c_int64 * 8)(*kernel_size, *stride, *dilation, margins[2], margins[0])
-    sizes = (batch, height, width, channels)
-    _library().optsd_windows(image.data_ptr(), *sizes, moves, *size, zero, torch.get_num_threads(), out.data_ptr())
+    return torch.ops.optsd.windows(image, size, kernel_size, stride, dilation, margins, zero)
+
+
+_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
+
+
+def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable], Callable]:
+    """Make the function an operator of torch: a profile shows it, an estimate knows what it gives by `empty`."""
+    name = schema.partition("(")[0]
+
+    def register(function: Callable) -> Callable:
+        _OPERATORS.define(schema)
+        _OPERATORS.impl(name, function, "CPU")
+        torch.library.register_fake(f"optsd::{name}", empty, lib=_OPERATORS)
+        return function
+
+    return register
+
+
+@_operator("value_range(Tensor x) -> Tensor", lambda x: x.new_empty(2, dtype=torch.float32))
+def _value_range(x: Tensor) -> Tensor:
+    ends = torch.empty(2)
+    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), _threads(x), ends.data_ptr())
+    return ends
+
+
+@_operator(
+    "round_to_bytes(Tensor x, float factor, float shift) -> Tensor",
+    lambda x, factor, shift: torch.empty_like(x, dtype=torch.int8),
+)
+def _round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
+    out = torch.empty_like(x, dtype=torch.int8)
+    is_bfloat16 = x.dtype == torch.bfloat16
+    _library().optsd_quantize(x.data_ptr(), is_bfloat16, x.numel(), factor, shift, _threads(x), out.data_ptr())
     return out
 
 
-# Operators of torch, so that a profile shows them and a compiler knows their shapes.
-_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
-_OPERATORS.define("geglu(Tensor x) -> Tensor")
-_OPERATORS.define("flash_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor")
+def _empty_windows(image: Tensor, size: Sequence[int], kernel_size: Sequence[int], *_: Any) -> Tensor:
+    batch, _height, _width, channels = image.shape
+    return image.new_empty(batch * size[0] * size[1], kernel_size[0] * kernel_size[1] * channels)
 
 
-@torch.library.impl(_OPERATORS, "geglu", "CPU")
+@_operator(
+    "windows(Tensor image, int[] size, int[] kernel_size, int[] stride, int[] dilation, int[] margins, int zero) "
+    "-> Tensor",
+    _empty_windows,
+)
+def _windows(image: Tensor, size: Sequence[int], kernel_size: Sequence[int], *moves_and_zero: Any) -> Tensor:
+    stride, dilation, margins, zero = moves_and_zero
+    out = _empty_windows(image, size, kernel_size)
+    moves = (ctypes.c_int64 * 8)(*kernel_size, *stride, *dilation, margins[2], margins[0])
+    threads = torch.get_num_threads()
+    _library().optsd_windows(image.data_ptr(), *image.shape, moves, *size, zero, threads, out.data_ptr())
+    return out
+
+
+@_operator("geglu(Tensor x) -> Tensor", lambda x: x.new_empty(*x.shape[:-1], x.shape[-1] // 2))
 def _geglu(x: Tensor) -> Tensor:
     """bfloat16, … × 2·n to … × n: the first half times GELU of the second (Shazeer, 2020)."""
     if x.dtype != torch.bfloat16 or x.shape[-1] % 2:
         raise ValueError(f"geglu wants bfloat16 and an even last dimension, not {x.dtype} and {x.shape[-1]}")
     x = x.contiguous()
-    out = _geglu_shape(x)
-    width = out.shape[-1]
+    width = x.shape[-1] // 2
+    out = x.new_empty(*x.shape[:-1], width)
     _library().optsd_geglu(x.data_ptr(), out.numel() // max(width, 1), width, _threads(x), out.data_ptr())
     return out
 
 
-@torch.library.register_fake("optsd::geglu", lib=_OPERATORS)
-def _geglu_shape(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+def _empty_attention(query: Tensor, *_: Any) -> Tensor:
+    # heads side by side in memory, as the projection after them reads them
+    return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
 
 
-@torch.library.impl(_OPERATORS, "flash_attention", "CPU")
+@_operator("flash_attention(Tensor query, Tensor key, Tensor value, float scale) -> Tensor", _empty_attention)
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale · Q Kᵀ) V of B×heads×N×d queries and B×heads×M×d keys of one of `TYPES`; scale > 0.
 
@@ -131,20 +170,15 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
         shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in (query, key, value))
         raise ValueError(f"flash_attention does not fit these: {shapes}, scale {scale}")
     query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
-    out = _flash_attention_shape(query, key, value, scale)
+    out = _empty_attention(query)
     if not out.numel():
         return out
     batch, heads, queries, width = query.shape
     with_strides = [part for each in (query, key, value, out) for part in (each.data_ptr(), _strides(each))]
     sizes = (batch, heads, queries, key.shape[2], width)
-    _library().optsd_attention(*with_strides, query.dtype == torch.bfloat16, *sizes, scale, torch.get_num_threads())
+    is_bfloat16 = query.dtype == torch.bfloat16
+    _library().optsd_attention(*with_strides, is_bfloat16, *sizes, scale, torch.get_num_threads())
     return out
-
-
-@torch.library.register_fake("optsd::flash_attention", lib=_OPERATORS)
-def _flash_attention_shape(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    # heads side by side in memory, as the projection after them reads them
-    return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
 
 
 def _no_backward(*_: Any) -> None:
