@@ -58,7 +58,7 @@ def serves_bytes(pixels: Tensor) -> bool:
 
 
 def _is_reachable(x: Tensor) -> bool:
-    # A compiler follows torch's operators, which it fuses itself; not addresses.
+    # A compiler fuses torch's own operators with what is around them, and cannot look into these.
     return not torch.compiler.is_compiling() and x.device.type == "cpu" and not refusal()
 
 
