@@ -1,6 +1,6 @@
 """The CPU's own kernels (kernels.cpp): flash attention, quantized activations and their windows, and GEGLU.
 
-The machine's C++ compiler makes them the first time, in about two seconds, into `$OPTSD_HOME/native`. Where they cannot
+The machine's C++ compiler makes them the first time, in a second or two, into `$OPTSD_HOME/native`. Where they cannot
 run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
 """
 
