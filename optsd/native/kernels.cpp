@@ -1,7 +1,7 @@
 // The CPU's own kernels, for AVX-512 with BF16: quantized activations, GEGLU and flash attention.
 //
-// Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py checks
-// shapes, types and the processor, compiles this file and calls it.
+// Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
+// checks shapes, types and the processor, compiles this file and calls it.
 
 #include <immintrin.h>
 
