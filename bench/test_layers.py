@@ -97,7 +97,7 @@ def measure(call: Callable[[], object], device: str, benchmark, how: str, operat
 
 
 # The keys of optsd.quantization.kernels.KERNELS, which imports torch: collecting must not.
-KERNEL_NAMES = ("onednn", "triton", "int_mm", "reference")
+KERNEL_NAMES = ("native", "onednn", "triton", "int_mm", "reference")
 
 
 @pytest.mark.parametrize("how", [*FLOATS, *(f"int{bits} {kernel}" for bits in (8, 4) for kernel in KERNEL_NAMES)])

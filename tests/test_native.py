@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsd import native
-from optsd.errors import BadInput, Unsupported
-from optsd.quantization import kernels, schemes
+from optsd.errors import Unsupported
+from optsd.quantization import schemes
 
 needs_kernels = pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
 few = settings(max_examples=40, deadline=None)
@@ -164,25 +164,100 @@ def test_the_range_over_several_threads(threads):
         assert str(native.value_range(x)) == "(nan, nan)"
 
 
+def integer_layer(inputs: int, outputs: int, bits: int, group_size: int, seed: int) -> tuple[tuple, torch.Tensor]:
+    """Weights, multipliers and scales as `convolve` takes them, and the integers that they stand for."""
+    matrix = numbers(outputs, inputs, seed=seed)
+    scale, bias = torch.full((outputs,), 0.5), torch.arange(float(outputs))
+    if bits == 8:
+        integers = schemes.quantize_int8(matrix).values
+        weights, multipliers = native.pack(integers), None
+        assert torch.equal(native.unpack(weights, outputs, inputs), integers)
+    else:
+        quantized = schemes.quantize_int4(matrix, group_size)
+        integers = quantized.unpack()[:inputs].t()
+        weights, multipliers = quantized.packed, quantized.multipliers
+    return (weights, multipliers, scale, integers.sum(1, dtype=torch.int32), bias), integers
+
+
 @needs_kernels
 @few
 @given(
-    st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 64])),
-    *[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 3,
-    st.tuples(*[st.integers(0, 2)] * 4),
-    st.integers(-128, 127),
+    st.sampled_from([1, 2, 5, 6, 7, 100, 383, 384, 385, 900]),
+    st.sampled_from([4, 8, 36, 320, 2044, 2048, 2052, 5000]),
+    st.sampled_from([1, 15, 16, 17, 63, 64, 65, 200]),
+    st.sampled_from([(8, 0), (4, 2), (4, 6), (4, 32), (4, 100)]),
+    types,
+    st.integers(0, 255),
     seeds,
 )
-def test_windows_are_those_of_torch(shape, kernel_size, stride, dilation, margins, zero, seed):
-    window = kernels.Window(kernel_size, stride, dilation, margins, groups=1)
-    pixels = torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
-    image = schemes.Activation(pixels.permute(0, 3, 1, 2), 1.0, zero)
-    try:
-        size = kernels.output_size(kernels._padded_size(image.values, window), window)
-    except BadInput:
-        return
-    theirs = kernels._windows(kernels.pad(image, margins), window, size)
-    assert torch.equal(native.windows(pixels, size, kernel_size, stride, dilation, margins, zero % 256), theirs)
+def test_linear_layers_of_every_size(rows, inputs, outputs, bits_and_group, dtype, zero_point, seed):
+    """As many rows, inputs and outputs as fit one tile, block or panel; one more, and one less."""
+    parts, integers = integer_layer(inputs, outputs, *bits_and_group, seed)
+    x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixel = ((rows, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    out = torch.ops.optsd.convolve(x[None, :, None], 0.25, zero_point, *parts, *pixel, dtype)
+    exact = (x.double() - zero_point) @ integers.double().t()
+    assert out.shape == (1, rows, 1, outputs)
+    assert torch.equal(out[0, :, 0], (exact * 0.125 + torch.arange(outputs)).float().to(dtype))
+
+
+@needs_kernels
+@few
+@given(
+    st.sampled_from([4, 320, 1028, 2060]),
+    st.sampled_from([7, 65]),
+    st.sampled_from([(8, 0), (4, 2), (4, 32)]),
+    *[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 3,
+    st.tuples(*[st.integers(0, 2)] * 4),
+    st.integers(0, 255),
+    seeds,
+)
+def test_convolutions_of_every_window(
+    channels, outputs, bits_and_group, kernel_size, stride, dilation, margins, zero, seed
+):
+    parts, integers = integer_layer(channels * kernel_size[0] * kernel_size[1], outputs, *bits_and_group, seed)
+    x = torch.randint(0, 256, (2, 7, 6, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
+    padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2).double() - zero, margins)
+    exact = torch.nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).permute(0, 2, 3, 1)
+    moves = (exact.shape[1:3], kernel_size, stride, dilation, margins)
+    out = torch.ops.optsd.convolve(x, 0.25, zero, *parts, *moves, torch.float32)
+    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)).float())
+
+
+@needs_kernels
+def test_threads_change_no_integer(threads):
+    parts, integers = integer_layer(640, 130, 4, 32, seed=0)
+    x = torch.randint(0, 256, (1, 500, 1, 640), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixel = ((500, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    out = torch.ops.optsd.convolve(x, 0.25, 9, *parts, *pixel, torch.float32)
+    exact = (x[0, :, 0].double() - 9) @ integers.double().t() * 0.125 + torch.arange(130)
+    assert torch.equal(out[0, :, 0], exact.float())
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_that_do_not_fit_are_refused(bits):
+    """Each would read or write beyond a tensor."""
+    parts, _ = integer_layer(8, 20, bits, 2, seed=0)
+    x = torch.zeros(1, 3, 1, 8, dtype=torch.uint8)
+    pixel = ((3, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    weights, multipliers, scale, sums, bias = parts
+    for image, others in (
+        (x[..., :7], parts),
+        (x.to(torch.int8), parts),
+        (torch.zeros(1, 3, 1, 12, dtype=torch.uint8), parts),
+        (x, (weights[:-1], multipliers, scale, sums, bias)),
+        (x, (weights, None if bits == 4 else scale[None], scale, sums, bias)),
+        (x, (weights, multipliers, scale[:-5], sums[:-5], bias[:-5])),
+        (x, (weights, multipliers, scale, sums[:-1], bias)),
+        (x, (weights, multipliers, scale, sums, bias[:-1])),
+    ):
+        with pytest.raises(ValueError, match="convolve does not fit these: torch.u?int8"):
+            torch.ops.optsd.convolve(image, 1.0, 0, *others, *pixel, torch.float32)
+    with pytest.raises(ValueError, match="torch.float16"):
+        torch.ops.optsd.convolve(x, 1.0, 0, *parts, *pixel, torch.float16)
+    assert torch.ops.optsd.convolve(x, 1.0, 0, *parts, *pixel, torch.float32).shape == (1, 3, 1, 20)
 
 
 @needs_kernels
@@ -245,4 +320,4 @@ def test_without_a_compiler_they_say_why(anew, monkeypatch, compiler, reason):
 
 def test_another_processor_is_refused(anew, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert native.refusal() == "the CPU has no AVX512-BF16"
+    assert native.refusal() == "the CPU has no AVX512-BF16 and VNNI"

@@ -79,12 +79,17 @@ def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
     return "linear", name_of(image.dtype), 2.0 * out.numel() * parts[2].shape[1]  # integers: outputs × inputs
 
 
+@rule("optsd::convolve")
+def _convolve(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
+    return "linear", name_of(image.dtype), 2.0 * out.numel() * image.shape[3] * prod(parts[8])  # the window's size
+
+
 @rule("onednn::qlinear_prepack", "onednn::qconv_prepack")
 def _pack(*_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", "int8", 0.0
 
 
-@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::windows", "optsd::geglu")
+@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::geglu")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 

@@ -1,4 +1,4 @@
-"""The CPU's own kernels (kernels.cpp): flash attention, quantized activations and their windows, and GEGLU.
+"""The CPU's own kernels (kernels.cpp): flash attention, quantized activations and layers, and GEGLU.
 
 The machine's C++ compiler makes them the first time, in a second or two, into `$OPTSD_HOME/native`. Where they cannot
 run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
@@ -7,6 +7,7 @@ run, `refusal` says why, and torch's operators take their place: the same intege
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from optsd.errors import Unsupported
 from optsd.files import home, write_atomically
@@ -23,18 +25,19 @@ from optsd.files import home, write_atomically
 SOURCE = Path(__file__).with_name("kernels.cpp")
 # Named, not -march=native: a home directory may be shared by machines of several kinds.
 FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
 )
 TYPES = (torch.float32, torch.bfloat16)
 PARALLEL_FROM = 16_384  # numbers; below, starting threads takes longer than the work
+PARALLEL_PRODUCTS = 1_000_000
 
 
 @functools.cache
 def refusal() -> str:
     """Why these kernels cannot run on this machine, or an empty string."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return "the CPU has no AVX512-BF16"
+    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
+        return "the CPU has no AVX512-BF16 and VNNI"
     try:
         _library()
     except FileNotFoundError as error:
@@ -49,17 +52,9 @@ def refusal() -> str:
 def serves(x: Tensor) -> bool:
     """Whether `value_range` and `round_to_bytes` can work on this tensor: on the CPU, without gaps, of their types."""
     is_dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    return x.dtype in TYPES and is_dense and _is_reachable(x)
-
-
-def serves_bytes(pixels: Tensor) -> bool:
-    """Whether `windows` can work on this batch × height × width × channels: bytes without gaps, on the CPU."""
-    return pixels.element_size() == 1 and pixels.is_contiguous() and _is_reachable(pixels)
-
-
-def _is_reachable(x: Tensor) -> bool:
     # A compiler fuses torch's own operators with what is around them, and cannot look into these.
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and not refusal()
+    is_reachable = not torch.compiler.is_compiling() and x.device.type == "cpu" and not refusal()
+    return x.dtype in TYPES and is_dense and is_reachable
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
@@ -73,21 +68,22 @@ def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
     return torch.ops.optsd.round_to_bytes(x, factor, shift)
 
 
-def windows(
-    image: Tensor,
-    size: tuple[int, int],
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    margins: tuple[int, int, int, int],
-    zero: int,
-) -> Tensor:
-    """The `size` windows of bytes, batch × height × width × channels: a row of rows · columns · channels for each.
+def pack(integers: Tensor) -> Tensor:
+    """int8, outputs × inputs, as `convolve` reads them: in panels of 64 outputs, four inputs of each side by side."""
+    outputs, inputs = integers.shape
+    padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % LANES))
+    panels = (panel.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for panel in padded.split(PANEL))
+    return torch.cat(list(panels))
 
-    `margins`: left, right, top, bottom of the picture, filled with the byte `zero`.
-    """
-    return torch.ops.optsd.windows(image, size, kernel_size, stride, dilation, margins, zero)
 
+def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The inverse of `pack`."""
+    padded = inputs + -inputs % 4
+    panels = (panel.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for panel in packed.split(PANEL * padded))
+    return torch.cat(list(panels))[:outputs, :inputs].contiguous()
+
+
+LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
 
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
 
@@ -123,22 +119,76 @@ def _round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
     return out
 
 
-def _empty_windows(image: Tensor, size: Sequence[int], kernel_size: Sequence[int], *_: Any) -> Tensor:
-    batch, _height, _width, channels = image.shape
-    return image.new_empty(batch * size[0] * size[1], kernel_size[0] * kernel_size[1] * channels)
+def _empty_picture(image: Tensor, *others: Any) -> Tensor:
+    _, _, _, _, weight_scale, _, _, size, *_, dtype = others
+    return image.new_empty(len(image), *size, len(weight_scale), dtype=dtype)
 
 
 @_operator(
-    "windows(Tensor image, int[] size, int[] kernel_size, int[] stride, int[] dilation, int[] margins, int zero) "
-    "-> Tensor",
-    _empty_windows,
+    "convolve(Tensor image, float scale, int zero_point, Tensor weights, Tensor? multipliers, Tensor weight_scale, "
+    "Tensor column_sums, Tensor? bias, int[] size, int[] kernel_size, int[] stride, int[] dilation, int[] margins, "
+    "ScalarType dtype) -> Tensor",
+    _empty_picture,
 )
-def _windows(image: Tensor, size: Sequence[int], kernel_size: Sequence[int], *moves_and_zero: Any) -> Tensor:
-    stride, dilation, margins, zero = moves_and_zero
-    out = _empty_windows(image, size, kernel_size)
-    moves = (ctypes.c_int64 * 8)(*kernel_size, *stride, *dilation, margins[2], margins[0])
-    threads = torch.get_num_threads()
-    _library().optsd_windows(image.data_ptr(), *image.shape, moves, *size, zero, threads, out.data_ptr())
+def _convolve(
+    image: Tensor,
+    scale: float,
+    zero_point: int,
+    weights: Tensor,
+    multipliers: Tensor | None,
+    weight_scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    margins: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """uint8, batch × height × width × channels, with int8 or int4 weights to batch × `size` × outputs of `dtype`.
+
+    `weights`: as `pack` gives them; or, with `multipliers`, an `Int4Weight`'s. Channels: a multiple of 4.
+    `margins`: left, right, top, bottom of the picture, filled with the zero point.
+    """
+    batch, height, width, channels = image.shape
+    outputs, inputs = len(weight_scale), math.prod(kernel_size) * channels
+    wanted: list[tuple[Tensor | None, torch.dtype, tuple[int, ...]]]
+    wanted = [(image, torch.uint8, image.shape), (weight_scale, torch.float32, (outputs,))]
+    wanted += [(column_sums, torch.int32, (outputs,)), (bias, torch.float32, (outputs,))]
+    if multipliers is None:
+        half, group = 0, 1
+        wanted += [(weights, torch.int8, ((outputs + -outputs % LANES) * inputs,))]
+    else:
+        half, group = len(weights), 2 * len(weights) // max(len(multipliers), 1)
+        wanted += [(weights, torch.int8, (max(half, -(-inputs // 2)), outputs))]
+        wanted += [(multipliers, torch.int8, (2 * half // max(group, 1), outputs))]
+    fits = all(
+        each is None or (each.dtype == kind and each.shape == shape and each.is_contiguous())
+        for each, kind, shape in wanted
+    )
+    if not fits or channels % 4 or dtype not in TYPES:
+        raise ValueError(
+            f"convolve does not fit these: {image.dtype} {tuple(image.shape)}, weights {tuple(weights.shape)} for "
+            f"{outputs} outputs and a window of {tuple(kernel_size)}, {dtype}"
+        )
+    out = image.new_empty(batch, *size, outputs, dtype=dtype)
+    moves = (*kernel_size, *stride, *dilation, margins[2], margins[0], *size)
+    sizes = (ctypes.c_int64 * 17)(batch, height, width, channels, outputs, *moves, half, group)
+    threads = torch.get_num_threads() if out.numel() * inputs >= PARALLEL_PRODUCTS else 1
+    addresses = [None if each is None else each.data_ptr() for each in (weights, multipliers)]
+    by_output_addresses = [None if each is None else each.data_ptr() for each in (weight_scale, column_sums, bias)]
+    _library().optsd_convolve(
+        image.data_ptr(),
+        *addresses,
+        sizes,
+        scale,
+        zero_point,
+        *by_output_addresses,
+        dtype == torch.bfloat16,
+        threads,
+        out.data_ptr(),
+    )
     return out
 
 
@@ -215,7 +265,7 @@ def _library() -> ctypes.CDLL:
     arguments: dict[str, list[Any]] = {
         "optsd_range": [address, flag, count, threads, address],
         "optsd_quantize": [address, flag, count, number, number, threads, address],
-        "optsd_windows": [address, *[count] * 4, address, count, count, flag, threads, address],
+        "optsd_convolve": [*[address] * 4, number, flag, *[address] * 3, flag, threads, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }

@@ -1,4 +1,4 @@
-// The CPU's own kernels, for AVX-512 with BF16: quantized activations, GEGLU and flash attention.
+// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, GEGLU and flash attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
 // checks shapes, types and the processor, compiles this file and calls it.
@@ -34,10 +34,18 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 
 __mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
 
-// The two types of numbers. A product takes what 32 bits hold at once: PER_WORD numbers.
+__m512 load(const float* x) { return _mm512_loadu_ps(x); }
+__m512i load(const int32_t* x) { return _mm512_loadu_si512(x); }
+void store(float* x, __m512 value) { _mm512_storeu_ps(x, value); }
+void store(int32_t* x, __m512i value) { _mm512_storeu_si512(x, value); }
+
+// The types of numbers. A product takes what 32 bits hold at once, PER_WORD numbers, and adds it to a Sum; a register
+// holds 16 Sums.
 
 struct Float32 {
     using Value = float;
+    using Sum = float;
+    using Sums = __m512;
     static constexpr int64_t PER_WORD = 1;
     static __m512 load(const float* x) { return _mm512_loadu_ps(x); }
     static __m512 load(__mmask16 lanes, const float* x) { return _mm512_maskz_loadu_ps(lanes, x); }
@@ -49,6 +57,8 @@ struct Float32 {
 
 struct BFloat16 {
     using Value = uint16_t;
+    using Sum = float;
+    using Sums = __m512;
     static constexpr int64_t PER_WORD = 2;
     static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
     static __m512 load(const uint16_t* x) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
@@ -60,6 +70,48 @@ struct BFloat16 {
         return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
     }
 };
+
+struct Bytes {  // unsigned times signed
+    using Sum = int32_t;
+    using Sums = __m512i;
+    static __m512i add_product(__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); }
+};
+
+// Without it compilers spill the sums of a loop that they unroll too late.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+// C (ROWS × 16·VECTORS sums) = or += A (ROWS lines of words) · B (words × columns). All sums stay in registers.
+template <typename Type, int ROWS, int VECTORS>
+void multiply(const uint32_t* const* a, const uint32_t* b, int64_t b_row, typename Type::Sum* c, int64_t c_row,
+              int64_t words, bool add) {
+    typename Type::Sums sums[ROWS][VECTORS];
+    UNROLLED for (int row = 0; row < ROWS; row++)
+        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] = add ? load(c + row * c_row + vector * LANES) : typename Type::Sums{};
+    for (int64_t word = 0; word < words; word++) {
+        __m512i right[VECTORS];
+        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
+            right[vector] = _mm512_loadu_si512(b + word * b_row + vector * LANES);
+        UNROLLED for (int row = 0; row < ROWS; row++) {
+            const __m512i left = _mm512_set1_epi32(a[row][word]);
+            UNROLLED for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
+        }
+    }
+    UNROLLED for (int row = 0; row < ROWS; row++)
+        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
+            store(c + row * c_row + vector * LANES, sums[row][vector]);
+}
+
+constexpr int64_t ROWS = 6;  // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
+
+template <typename Type, int ROWS>
+auto multiply_of(int64_t vectors) {
+    return vectors == 4   ? multiply<Type, ROWS, 4>
+           : vectors == 3 ? multiply<Type, ROWS, 3>
+           : vectors == 2 ? multiply<Type, ROWS, 2>
+                          : multiply<Type, ROWS, 1>;
+}
 
 // ---------------------------------------------------------------------------------------------- quantized activations
 
@@ -110,29 +162,171 @@ void quantize(const typename Type::Value* x, int64_t count, float factor, float 
     }
 }
 
-// A convolution's windows as rows of bytes: a tap's channels lie side by side, and past the border is `zero`.
-struct Window {
-    int64_t rows, columns, stride_y, stride_x, dilation_y, dilation_x, top, left;
+// -------------------------------------------------------------------------------------------------- quantized layers
+
+constexpr int64_t PANEL = 4 * LANES;  // outputs of one item of work
+constexpr int64_t SHARE = 64 * ROWS;  // pixels of one item of work: their sums stay in the second-level cache,
+constexpr int64_t BLOCK = 2048;       // and so do PANEL × BLOCK weights
+
+// Of a panel's outputs, side by side; a word holds the weights of four inputs for one output.
+struct Int8Weights {
+    const int8_t* packed;
+    int64_t inputs;
+
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t, uint32_t*) const {
+        return reinterpret_cast<const uint32_t*>(packed + output * inputs + input * columns);
+    }
 };
 
-void copy_windows(const uint8_t* image, int64_t batch, int64_t height, int64_t width, int64_t channels,
-                  const Window& window, int64_t out_height, int64_t out_width, int zero, int threads, uint8_t* out) {
-    const int64_t size = window.rows * window.columns * channels;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t line = 0; line < batch * out_height; line++) {
-        uint8_t* target = out + line * out_width * size;
-        const uint8_t* picture = image + line / out_height * height * width * channels;
-        const int64_t from_y = line % out_height * window.stride_y - window.top;
-        for (int64_t column = 0; column < out_width; column++)
-            for (int64_t i = 0; i < window.rows; i++)
-                for (int64_t j = 0; j < window.columns; j++, target += channels) {
-                    const int64_t y = from_y + i * window.dilation_y;
-                    const int64_t x = column * window.stride_x - window.left + j * window.dilation_x;
-                    if (y >= 0 && y < height && x >= 0 && x < width)
-                        std::memcpy(target, picture + (y * width + x) * channels, channels);
-                    else
-                        std::memset(target, zero, channels);
+// inputs × outputs, two to a byte: the low half is input i, the high half input `half` + i.
+struct Int4Weights {
+    const int8_t* packed;
+    const int8_t* multipliers;  // groups × outputs
+    int64_t outputs, half, group;
+
+    // `scratch`, where the block is unpacked as Int8Weights are.
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t inputs, uint32_t* scratch) const {
+        const int64_t real = std::min(columns, outputs - output);
+        const __mmask64 there = real < 64 ? (__mmask64(1) << real) - 1 : ~__mmask64(0);
+        // Before rows are laced into words, lane by lane of 128 bits: so that words come out in the order of outputs.
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        for (int64_t i = 0; i < inputs; i += 4) {
+            __m512i rows[4];
+            for (int64_t k = 0; k < 4; k++)
+                rows[k] = _mm512_permutexvar_epi32(order, unpack(input + i + k, output, there));
+            const __m512i low[2] = {_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpacklo_epi8(rows[2], rows[3])};
+            const __m512i high[2] = {_mm512_unpackhi_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[2], rows[3])};
+            const __m512i words[4] = {
+                _mm512_unpacklo_epi16(low[0], low[1]), _mm512_unpackhi_epi16(low[0], low[1]),
+                _mm512_unpacklo_epi16(high[0], high[1]), _mm512_unpackhi_epi16(high[0], high[1])};
+            for (int64_t vector = 0; vector < columns / LANES; vector++)
+                _mm512_storeu_si512(scratch + i / 4 * columns + vector * LANES, words[vector]);
+        }
+        return scratch;
+    }
+
+    // The weights of one input for 64 outputs, times its group's integers.
+    __m512i unpack(int64_t input, int64_t output, __mmask64 there) const {
+        if (input >= 2 * half) return _mm512_setzero_si512();
+        const int64_t row = input < half ? input : input - half;
+        __m512i value = _mm512_maskz_loadu_epi8(there, packed + row * outputs + output);
+        if (input >= half) value = _mm512_srli_epi16(value, 4);
+        const __m512i sign = _mm512_set1_epi8(8);
+        value = _mm512_and_si512(value, _mm512_set1_epi8(15));
+        value = _mm512_sub_epi8(_mm512_xor_si512(value, sign), sign);
+        const __m512i by = _mm512_maskz_loadu_epi8(there, multipliers + input / group * outputs + output);
+        // There is no product of bytes: the low bytes of products of 16 bits, even and odd ones in turn.
+        const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(value, 8), _mm512_srli_epi16(by, 8));
+        return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_mullo_epi16(value, by), _mm512_slli_epi16(odd, 8));
+    }
+};
+
+struct Picture {
+    const uint8_t* numbers;
+    int64_t batch, height, width, channels;
+};
+
+struct Window {
+    int64_t rows, columns, stride_y, stride_x, dilation_y, dilation_x, top, left, out_height, out_width;
+};
+
+// For each place in the window, and for each pixel of the result, its line of channels; past the border, `border`.
+Buffer<const uint8_t*> find_lines(const Picture& picture, const Window& window, const uint8_t* border, int64_t step) {
+    const int64_t pixels = picture.batch * window.out_height * window.out_width;
+    auto lines = allocate<const uint8_t*>(window.rows * window.columns * step);
+    for (int64_t place = 0; place < window.rows * window.columns; place++) {
+        const uint8_t** line = lines.get() + place * step;
+        std::fill(line + pixels, line + step, border);
+        for (int64_t i = 0; i < picture.batch * window.out_height; i++) {
+            const int64_t y = i % window.out_height * window.stride_y - window.top +
+                              place / window.columns * window.dilation_y;
+            const uint8_t* row = picture.numbers + (i / window.out_height * picture.height + y) * picture.width *
+                                                       picture.channels;
+            for (int64_t j = 0; j < window.out_width; j++) {
+                const int64_t x = j * window.stride_x - window.left + place % window.columns * window.dilation_x;
+                const bool is_inside = y >= 0 && y < picture.height && x >= 0 && x < picture.width;
+                *line++ = is_inside ? row + x * picture.channels : border;
+            }
+        }
+    }
+    return lines;
+}
+
+// What turns sums into numbers.
+struct Scales {
+    float scale;
+    int zero_point;
+    const float* weight_scale;
+    const int32_t* column_sums;
+    const float* bias;  // or null
+
+    template <typename Type>
+    void finish(const int32_t* sums, int64_t output, __mmask16 lanes, typename Type::Value* out) const {
+        const __m512i extra = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes, column_sums + output),
+                                                 _mm512_set1_epi32(zero_point));
+        const __m512 factor = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, weight_scale + output), _mm512_set1_ps(scale));
+        const __m512 offset = bias ? _mm512_maskz_loadu_ps(lanes, bias + output) : _mm512_setzero_ps();
+        const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums), extra));
+        Type::store(out, lanes, _mm512_fmadd_ps(exact, factor, offset));
+    }
+};
+
+template <typename Type, typename Weights>
+void convolve(const Picture& picture, const Window& window, const Weights& weights, int64_t outputs,
+              const Scales& scales, int threads, typename Type::Value* out) {
+    const int64_t channels = picture.channels, places = window.rows * window.columns;
+    const int64_t pixels = picture.batch * window.out_height * window.out_width;
+    const auto border = allocate<uint8_t>(channels);
+    std::fill_n(border.get(), channels, static_cast<uint8_t>(scales.zero_point));
+    const int64_t step = round_up(pixels, 2);
+    const auto lines = find_lines(picture, window, border.get(), step);
+
+    // A block of weights is that of several places, or of a part of the channels of one.
+    const int64_t block_places = std::max<int64_t>(1, BLOCK / channels);
+    const int64_t parts = (channels + BLOCK - 1) / BLOCK, part = round_up((channels + parts - 1) / parts, 4);
+
+    // Enough items that no thread waits long for the last one.
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t shares = std::max((pixels + SHARE - 1) / SHARE, (8 * threads + panels - 1) / panels);
+    const int64_t share = round_up((pixels + shares - 1) / shares, ROWS);
+#pragma omp parallel num_threads(threads)
+    {
+        const auto sums = allocate<int32_t>(share * PANEL);
+        const auto scratch = allocate<uint32_t>(PANEL * std::max(BLOCK, part) / 4);
+#pragma omp for schedule(dynamic)
+        for (int64_t item = 0; item < panels * shares; item++) {
+            const int64_t output = item / shares * PANEL, begin = item % shares * share;
+            const int64_t count = std::min(share, pixels - begin);
+            if (count <= 0) continue;
+            const int64_t columns = std::min(PANEL, round_up(outputs - output, LANES));
+            const auto six = multiply_of<Bytes, ROWS>(columns / LANES), two = multiply_of<Bytes, 2>(columns / LANES);
+            for (int64_t place = 0; place < places; place += block_places)
+                for (int64_t channel = 0; channel < channels; channel += part) {
+                    const int64_t here = std::min(block_places, places - place);
+                    const int64_t width = std::min(part, channels - channel);
+                    const uint32_t* block = weights.block(output, columns, place * channels + channel, here * width,
+                                                          scratch.get());
+                    for (int64_t row = 0; row < count;) {
+                        const bool is_whole = count - row >= ROWS;
+                        for (int64_t i = 0; i < here; i++) {
+                            const uint8_t* const* line = lines.get() + (place + i) * step + begin + row;
+                            const uint32_t* words[ROWS];
+                            for (int64_t j = 0; j < (is_whole ? ROWS : 2); j++)
+                                words[j] = reinterpret_cast<const uint32_t*>(line[j] + channel);
+                            (is_whole ? six : two)(words, block + i * width / 4 * columns, columns,
+                                                   sums.get() + row * columns, columns, width / 4,
+                                                   place + i + channel > 0);
+                        }
+                        row += is_whole ? ROWS : 2;
+                    }
                 }
+            for (int64_t row = 0; row < count; row++)
+                for (int64_t i = 0; i < columns; i += LANES) {
+                    const __mmask16 lanes = first(std::min(outputs - output - i, LANES));
+                    scales.finish<Type>(sums.get() + row * columns + i, output + i, lanes,
+                                        out + (begin + row) * outputs + output + i);
+                }
+        }
     }
 }
 
@@ -166,31 +360,6 @@ __m512 gelu(__m512 x) {
 
 // --------------------------------------------------------------------------------------------------- flash attention
 
-// C (rows × 16·VECTORS, float32) = or += A (rows × words) · B (words × columns). All ROWS · VECTORS sums stay in
-// registers.
-template <typename Type, int ROWS, int VECTORS>
-void multiply(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
-              int64_t words, bool add) {
-    __m512 sums[ROWS][VECTORS];
-    for (int row = 0; row < ROWS; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            sums[row][vector] = add ? _mm512_loadu_ps(c + row * c_row + vector * LANES) : _mm512_setzero_ps();
-    for (int64_t word = 0; word < words; word++) {
-        __m512i right[VECTORS];
-        for (int vector = 0; vector < VECTORS; vector++)
-            right[vector] = _mm512_loadu_si512(b + word * b_row + vector * LANES);
-        for (int row = 0; row < ROWS; row++) {
-            const __m512i left = _mm512_set1_epi32(a[row * a_row + word]);
-            for (int vector = 0; vector < VECTORS; vector++)
-                sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
-        }
-    }
-    for (int row = 0; row < ROWS; row++)
-        for (int vector = 0; vector < VECTORS; vector++)
-            _mm512_storeu_ps(c + row * c_row + vector * LANES, sums[row][vector]);
-}
-
-constexpr int64_t ROWS = 6;            // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
 constexpr int64_t KEYS = 512;
 
@@ -198,13 +367,12 @@ template <typename Type>
 void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
                    int64_t rows, int64_t columns, int64_t words, bool add) {
     for (int64_t column = 0; column < columns; column += 4 * LANES) {
-        const int64_t vectors = std::min<int64_t>(4, (columns - column) / LANES);
-        const auto run = vectors == 4   ? multiply<Type, ROWS, 4>
-                         : vectors == 3 ? multiply<Type, ROWS, 3>
-                         : vectors == 2 ? multiply<Type, ROWS, 2>
-                                        : multiply<Type, ROWS, 1>;
-        for (int64_t row = 0; row < rows; row += ROWS)
-            run(a + row * a_row, a_row, b + column, b_row, c + row * c_row + column, c_row, words, add);
+        const auto run = multiply_of<Type, ROWS>(std::min<int64_t>(4, (columns - column) / LANES));
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            const uint32_t* lines[ROWS];
+            for (int64_t i = 0; i < ROWS; i++) lines[i] = a + (row + i) * a_row;
+            run(lines, b + column, b_row, c + row * c_row + column, c_row, words, add);
+        }
     }
 }
 
@@ -337,12 +505,28 @@ void optsd_quantize(const void* x, int is_bfloat16, int64_t count, float factor,
         quantize<Float32>(static_cast<const float*>(x), count, factor, shift, threads, out);
 }
 
-// batch × height × width × channels to (batch · out_height · out_width) × (window's rows · columns · channels).
-// `window`: rows, columns, stride, dilation (each y, x), top, left.
-void optsd_windows(const uint8_t* image, int64_t batch, int64_t height, int64_t width, int64_t channels,
-                   const int64_t* window, int64_t out_height, int64_t out_width, int zero, int threads, uint8_t* out) {
-    const Window moves{window[0], window[1], window[2], window[3], window[4], window[5], window[6], window[7]};
-    copy_windows(image, batch, height, width, channels, moves, out_height, out_width, zero, threads, out);
+// A convolution of bytes, batch × height × width × channels, to batch × out_height × out_width × outputs of float32 or
+// bfloat16. `sizes`: batch, height, width, channels, outputs; the window's rows, columns, stride, dilation (each y, x),
+// top, left, out_height, out_width; inputs / 2 and group size of INT4. `multipliers`: null for INT8. Channels are a
+// multiple of 4, and INT8 weights are padded to 16 outputs.
+void optsd_convolve(const uint8_t* image, const int8_t* weights, const int8_t* multipliers, const int64_t* sizes,
+                    float scale, int zero_point, const float* weight_scale, const int32_t* column_sums,
+                    const float* bias, int is_bfloat16, int threads, void* out) {
+    const Picture picture{image, sizes[0], sizes[1], sizes[2], sizes[3]};
+    const int64_t outputs = sizes[4];
+    const Window window{sizes[5],  sizes[6],  sizes[7],  sizes[8],  sizes[9],
+                        sizes[10], sizes[11], sizes[12], sizes[13], sizes[14]};
+    const Int8Weights int8{weights, window.rows * window.columns * picture.channels};
+    const Int4Weights int4{weights, multipliers, outputs, sizes[15], sizes[16]};
+    const Scales scales{scale, zero_point, weight_scale, column_sums, bias};
+    const auto run = [&](auto type, const auto& right) {
+        using Type = decltype(type);
+        convolve<Type>(picture, window, right, outputs, scales, threads, static_cast<typename Type::Value*>(out));
+    };
+    if (multipliers)
+        is_bfloat16 ? run(BFloat16(), int4) : run(Float32(), int4);
+    else
+        is_bfloat16 ? run(BFloat16(), int8) : run(Float32(), int8);
 }
 
 // rows × 2·width to rows × width, bfloat16: the first half of each row times GELU of the second.

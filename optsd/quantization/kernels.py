@@ -32,6 +32,9 @@ class Window:
     groups: int
 
 
+PIXEL = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
+
+
 @dataclass(frozen=True)
 class Weights:
     """A layer's weights as a kernel takes them."""
@@ -40,6 +43,7 @@ class Weights:
     scale: Tensor  # float32, outputs
     column_sums: Tensor  # int32, outputs: the sum of each output's integers
     bias: Tensor | None  # float32, outputs
+    multipliers: Tensor | None = None  # of INT4 for a kernel that unpacks it: then `integers` is `Int4Weight.packed`
 
 
 class Kernel:
@@ -47,6 +51,7 @@ class Kernel:
 
     name = ""
     signed = True  # whether it takes activations as int8, not uint8
+    unpacks_int4 = False  # whether it takes INT4 as it is stored
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         """Why it cannot compute such a layer there, or an empty string."""
@@ -60,7 +65,7 @@ class Kernel:
         """int8, outputs × inputs, in the order in which the kernel reads them."""
         return integers
 
-    def unpack(self, packed: Tensor) -> Tensor:
+    def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
         """The inverse of `pack`."""
         return packed
 
@@ -129,6 +134,48 @@ class IntMM(Kernel):
         return torch._int_mm(left, right)[:rows, :outputs]
 
 
+class Native(Kernel):
+    """The CPU's own kernel (optsd.native): windows are never written out, INT4 is unpacked in the processor's cache."""
+
+    name = "native"
+    signed = False
+    unpacks_int4 = True
+
+    def refusal(self, device: torch.device, bits: int, groups: int) -> str:
+        if device.type != "cpu":
+            return f"it runs on the CPU, not on {device.type}"
+        if torch.cpu._is_amx_tile_supported():
+            return "the CPU has AMX, which oneDNN uses and this kernel does not"
+        return native.refusal() if groups == 1 else "convolutions in groups are left to torch._int_mm"
+
+    def pack(self, integers: Tensor) -> Tensor:
+        return native.pack(integers)
+
+    def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
+        return native.unpack(packed, outputs, inputs)
+
+    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
+        values = rows.values
+        if more := -values.shape[1] % 4:
+            values = functional.pad(values, (0, more))  # with anything: the weights there are 0
+        size = (len(values), 1)
+        return self._convolve(values[None, :, None], rows, weights, PIXEL, size, dtype).view(len(values), -1)
+
+    def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
+        if image.values.shape[1] % 4:
+            return super().conv2d(image, weights, window, dtype)
+        size = output_size(_padded_size(image.values, window), window)
+        return self._convolve(image.values.permute(0, 2, 3, 1), image, weights, window, size, dtype).permute(0, 3, 1, 2)
+
+    def _convolve(
+        self, pixels: Tensor, activation: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype
+    ) -> Tensor:
+        parts = (weights.integers, weights.multipliers, weights.scale, weights.column_sums, weights.bias)
+        moves = (size, window.kernel_size, window.stride, window.dilation, window.margins)
+        scalars, served = (activation.scale, activation.zero_point), dtype if dtype in native.TYPES else torch.float32
+        return torch.ops.optsd.convolve(pixels.contiguous(), *scalars, *parts, *moves, served).to(dtype)
+
+
 class OneDNN(Kernel):
     """oneDNN's int8 linear layer by way of torch: weights in oneDNN's own order, scales and bias on the way out.
 
@@ -155,7 +202,7 @@ class OneDNN(Kernel):
     def pack(self, integers: Tensor) -> Tensor:
         return torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
 
-    def unpack(self, packed: Tensor) -> Tensor:
+    def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
         return packed.to_dense().t().contiguous()
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
@@ -192,7 +239,7 @@ class Triton(Kernel):
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         pixels = Activation(rows.values.t()[None, :, :, None], rows.scale, rows.zero_point)  # 1 × inputs × M × 1
-        out = self.conv2d(pixels, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
+        out = self.conv2d(pixels, weights, PIXEL, dtype)
         return out[0, :, :, 0].t()
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
@@ -245,7 +292,7 @@ def _padded_size(image: Tensor, window: Window) -> torch.Size:
     return torch.Size((image.shape[2] + top + bottom, image.shape[3] + left + right))
 
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (OneDNN(), Triton(), IntMM(), Reference())}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Native(), OneDNN(), Triton(), IntMM(), Reference())}
 """In the order in which `choose` tries them."""
 
 
@@ -281,10 +328,6 @@ def pad(image: Activation, margins: tuple[int, int, int, int]) -> Tensor:
 
 def windows(image: Activation, window: Window, size: Pair) -> list[Tensor]:
     """For each group, its share of the `size` windows: rows of rows × columns × channels each."""
-    pixels = image.values.permute(0, 2, 3, 1)
-    if window.groups == 1 and window.kernel_size != (1, 1) and native.serves_bytes(pixels):
-        zero = int(image.zero_point) % 256
-        return [native.windows(pixels, size, window.kernel_size, window.stride, window.dilation, window.margins, zero)]
     return [_windows(part, window, size) for part in pad(image, window.margins).chunk(window.groups, -1)]
 
 

@@ -55,7 +55,7 @@ class QuantizedLayer(nn.Module):
     def integers(self) -> Tensor:
         """The weights as int8, outputs × inputs; INT4 is unpacked anew at each call and kept nowhere."""
         if self.bits == 8:
-            return self.kernel.unpack(self.values)
+            return self.kernel.unpack(self.values, len(self.scale), self.inputs)
         return schemes.unpack_int4(self.packed, self.multipliers)[: self.inputs].t()
 
     def dequantized(self) -> Tensor:
@@ -65,8 +65,10 @@ class QuantizedLayer(nn.Module):
     def weights(self) -> Weights:
         """What the kernel takes."""
         self.kernel_calls += 1
-        integers = self.values if self.bits == 8 else self.integers()
-        return Weights(integers, self.scale, self.column_sums, self.bias)
+        by_output = (self.scale, self.column_sums, self.bias)
+        if self.bits == 4 and self.kernel.unpacks_int4:
+            return Weights(self.packed, *by_output, self.multipliers)
+        return Weights(self.values if self.bits == 8 else self.integers(), *by_output)
 
     def _choose(self, device: torch.device) -> kernels.Kernel:
         return kernels.choose(device, self.asked, self.bits, self.window.groups if self.window else 1)
