@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsd import native
-from optsd.errors import Unsupported
+from optsd.errors import BadInput, Unsupported
 from optsd.quantization import schemes
 
 needs_kernels = pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
@@ -157,7 +157,7 @@ def test_the_integers_are_those_of_torch(shape, dtype, signed, magnitude, seed):
 
 @needs_kernels
 def test_the_range_over_several_threads(threads):
-    for count in (1, native.PARALLEL_FROM - 1, native.PARALLEL_FROM, native.PARALLEL_FROM + 77):
+    for count in (1, 16_383, 16_384, 16_461):
         x = numbers(count, seed=count)
         assert native.value_range(x) == (min(x.min().item(), 0), max(x.max().item(), 0))
         x[-1] = torch.nan
@@ -165,7 +165,7 @@ def test_the_range_over_several_threads(threads):
 
 
 def integer_layer(inputs: int, outputs: int, bits: int, group_size: int, seed: int) -> tuple[tuple, torch.Tensor]:
-    """Weights, multipliers and scales as `convolve` takes them, and the integers that they stand for."""
+    """Weights, multipliers and scales as `quantized_layer` takes them, and the integers that they stand for."""
     matrix = numbers(outputs, inputs, seed=seed)
     scale, bias = torch.full((outputs,), 0.5), torch.arange(float(outputs))
     if bits == 8:
@@ -186,19 +186,16 @@ def integer_layer(inputs: int, outputs: int, bits: int, group_size: int, seed: i
     st.sampled_from([4, 8, 36, 320, 2044, 2048, 2052, 5000]),
     st.sampled_from([1, 15, 16, 17, 63, 64, 65, 200]),
     st.sampled_from([(8, 0), (4, 2), (4, 6), (4, 32), (4, 100)]),
-    types,
     st.integers(0, 255),
     seeds,
 )
-def test_linear_layers_of_every_size(rows, inputs, outputs, bits_and_group, dtype, zero_point, seed):
+def test_linear_layers_of_every_size(rows, inputs, outputs, bits_and_group, zero_point, seed):
     """As many rows, inputs and outputs as fit one tile, block or panel; one more, and one less."""
     parts, integers = integer_layer(inputs, outputs, *bits_and_group, seed)
     x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    pixel = ((rows, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-    out = torch.ops.optsd.convolve(x[None, :, None], 0.25, zero_point, *parts, *pixel, dtype)
+    out = torch.ops.optsd.quantized_layer(x, *parts, (), 0.25, zero_point)
     exact = (x.double() - zero_point) @ integers.double().t()
-    assert out.shape == (1, rows, 1, outputs)
-    assert torch.equal(out[0, :, 0], (exact * 0.125 + torch.arange(outputs)).float().to(dtype))
+    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)).float())
 
 
 @needs_kernels
@@ -219,20 +216,40 @@ def test_convolutions_of_every_window(
     x = torch.randint(0, 256, (2, 7, 6, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
     padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2).double() - zero, margins)
-    exact = torch.nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).permute(0, 2, 3, 1)
-    moves = (exact.shape[1:3], kernel_size, stride, dilation, margins)
-    out = torch.ops.optsd.convolve(x, 0.25, zero, *parts, *moves, torch.float32)
-    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)).float())
+    exact = torch.nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation)
+    window = (*kernel_size, *stride, *dilation, *margins, *exact.shape[2:])
+    out = torch.ops.optsd.quantized_layer(x.permute(0, 3, 1, 2), *parts, window, 0.25, zero)
+    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)[:, None, None]).float())
 
 
 @needs_kernels
 def test_threads_change_no_integer(threads):
     parts, integers = integer_layer(640, 130, 4, 32, seed=0)
-    x = torch.randint(0, 256, (1, 500, 1, 640), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    pixel = ((500, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-    out = torch.ops.optsd.convolve(x, 0.25, 9, *parts, *pixel, torch.float32)
-    exact = (x[0, :, 0].double() - 9) @ integers.double().t() * 0.125 + torch.arange(130)
-    assert torch.equal(out[0, :, 0], exact.float())
+    x = torch.randint(0, 256, (500, 640), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    exact = (x.double() - 9) @ integers.double().t() * 0.125 + torch.arange(130)
+    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), 0.25, 9), exact.float())
+
+
+@needs_kernels
+@few
+@given(st.integers(1, 30), st.sampled_from([4, 100]), st.sampled_from([1e-20, 1.0, 1e20]), types, seeds)
+def test_a_layer_quantizes_as_the_scheme_does(rows, inputs, magnitude, dtype, seed):
+    parts, _ = integer_layer(inputs, 20, 8, 0, seed)
+    x = (numbers(rows, inputs, seed=seed) * magnitude).to(dtype)
+    activation = schemes.quantize_activation(x, signed=False)
+    scalars = (activation.scale, activation.zero_point)
+    wanted = torch.ops.optsd.quantized_layer(activation.values, *parts, (), *scalars)
+    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0), wanted.to(dtype))
+
+
+@needs_kernels
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_layer_refuses_what_is_broken(broken):
+    parts, _ = integer_layer(8, 20, 8, 0, seed=0)
+    x = torch.ones(3, 8)
+    x[1, 2] = broken
+    with pytest.raises(BadInput, match="activations reach .* before a quantized layer; leave that layer"):
+        torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0)
 
 
 @needs_kernels
@@ -240,24 +257,27 @@ def test_threads_change_no_integer(threads):
 def test_layers_that_do_not_fit_are_refused(bits):
     """Each would read or write beyond a tensor."""
     parts, _ = integer_layer(8, 20, bits, 2, seed=0)
-    x = torch.zeros(1, 3, 1, 8, dtype=torch.uint8)
-    pixel = ((3, 1), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    x = torch.zeros(3, 8, dtype=torch.uint8)
     weights, multipliers, scale, sums, bias = parts
-    for image, others in (
-        (x[..., :7], parts),
+    for rows, others in (
+        (x[:, :7], parts),
+        (x.t(), parts),
         (x.to(torch.int8), parts),
-        (torch.zeros(1, 3, 1, 12, dtype=torch.uint8), parts),
+        (x.half(), parts),
+        (torch.zeros(3, 12, dtype=torch.uint8), parts),
         (x, (weights[:-1], multipliers, scale, sums, bias)),
         (x, (weights, None if bits == 4 else scale[None], scale, sums, bias)),
         (x, (weights, multipliers, scale[:-5], sums[:-5], bias[:-5])),
         (x, (weights, multipliers, scale, sums[:-1], bias)),
+        (x, (weights, multipliers, scale, sums.float(), bias)),
         (x, (weights, multipliers, scale, sums, bias[:-1])),
     ):
-        with pytest.raises(ValueError, match="convolve does not fit these: torch.u?int8"):
-            torch.ops.optsd.convolve(image, 1.0, 0, *others, *pixel, torch.float32)
-    with pytest.raises(ValueError, match="torch.float16"):
-        torch.ops.optsd.convolve(x, 1.0, 0, *parts, *pixel, torch.float16)
-    assert torch.ops.optsd.convolve(x, 1.0, 0, *parts, *pixel, torch.float32).shape == (1, 3, 1, 20)
+        with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+            torch.ops.optsd.quantized_layer(rows, *others, (), 1.0, 0)
+    picture = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):  # channels do not come last
+        torch.ops.optsd.quantized_layer(picture, *parts, (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2), 1.0, 0)
+    assert torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0).shape == (3, 20)
 
 
 @needs_kernels

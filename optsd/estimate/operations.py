@@ -79,9 +79,11 @@ def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
     return "linear", name_of(image.dtype), 2.0 * out.numel() * parts[2].shape[1]  # integers: outputs × inputs
 
 
-@rule("optsd::convolve")
-def _convolve(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
-    return "linear", name_of(image.dtype), 2.0 * out.numel() * image.shape[3] * prod(parts[8])  # the window's size
+@rule("optsd::quantized_layer")
+def _quantized_layer(x: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
+    window = parts[5]
+    inputs = x.shape[1] * window[0] * window[1] if window else x.shape[-1]
+    return "linear", "int8", 2.0 * out.numel() * inputs
 
 
 @rule("onednn::qlinear_prepack", "onednn::qconv_prepack")

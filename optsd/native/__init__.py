@@ -7,7 +7,6 @@ run, `refusal` says why, and torch's operators take their place: the same intege
 import ctypes
 import functools
 import hashlib
-import math
 import os
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optsd.errors import Unsupported
+from optsd.errors import BadInput, Unsupported
 from optsd.files import home, write_atomically
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -29,8 +28,6 @@ FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
 )
 TYPES = (torch.float32, torch.bfloat16)
-PARALLEL_FROM = 16_384  # numbers; below, starting threads takes longer than the work
-PARALLEL_PRODUCTS = 1_000_000
 
 
 @functools.cache
@@ -68,8 +65,16 @@ def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
     return torch.ops.optsd.round_to_bytes(x, factor, shift)
 
 
+def not_finite(lowest: float, highest: float) -> BadInput:
+    """What is raised where an activation has no finite range."""
+    return BadInput(
+        f"activations reach {lowest:g} … {highest:g} before a quantized layer",
+        "leave that layer in high precision, or compute in bfloat16 or float32",
+    )
+
+
 def pack(integers: Tensor) -> Tensor:
-    """int8, outputs × inputs, as `convolve` reads them: in panels of 64 outputs, four inputs of each side by side."""
+    """int8, outputs × inputs, as `quantized_layer` reads them: panels of 64 outputs, with four inputs side by side."""
     outputs, inputs = integers.shape
     padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % LANES))
     panels = (panel.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for panel in padded.split(PANEL))
@@ -104,7 +109,7 @@ def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable],
 @_operator("value_range(Tensor x) -> Tensor", lambda x: x.new_empty(2, dtype=torch.float32))
 def _value_range(x: Tensor) -> Tensor:
     ends = torch.empty(2)
-    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), _threads(x), ends.data_ptr())
+    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), torch.get_num_threads(), ends.data_ptr())
     return ends
 
 
@@ -115,80 +120,93 @@ def _value_range(x: Tensor) -> Tensor:
 def _round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
     out = torch.empty_like(x, dtype=torch.int8)
     is_bfloat16 = x.dtype == torch.bfloat16
-    _library().optsd_quantize(x.data_ptr(), is_bfloat16, x.numel(), factor, shift, _threads(x), out.data_ptr())
+    _library().optsd_quantize(
+        x.data_ptr(), is_bfloat16, x.numel(), factor, shift, torch.get_num_threads(), out.data_ptr()
+    )
     return out
 
 
-def _empty_picture(image: Tensor, *others: Any) -> Tensor:
-    _, _, _, _, weight_scale, _, _, size, *_, dtype = others
-    return image.new_empty(len(image), *size, len(weight_scale), dtype=dtype)
+def _empty_layer(x: Tensor, *others: Any) -> Tensor:
+    _, _, weight_scale, _, _, window, *_ = others
+    shape, dtype = [*x.shape[:-1], len(weight_scale)], x.dtype if x.dtype in TYPES else torch.float32
+    if not window:
+        return x.new_empty(shape, dtype=dtype)
+    shape = [len(x), len(weight_scale), *window[-2:]]
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @_operator(
-    "convolve(Tensor image, float scale, int zero_point, Tensor weights, Tensor? multipliers, Tensor weight_scale, "
-    "Tensor column_sums, Tensor? bias, int[] size, int[] kernel_size, int[] stride, int[] dilation, int[] margins, "
-    "ScalarType dtype) -> Tensor",
-    _empty_picture,
+    "quantized_layer(Tensor x, Tensor weights, Tensor? multipliers, Tensor weight_scale, Tensor column_sums, "
+    "Tensor? bias, int[] window, float scale, int zero_point) -> Tensor",
+    _empty_layer,
 )
-def _convolve(
-    image: Tensor,
-    scale: float,
-    zero_point: int,
+def _quantized_layer(
+    x: Tensor,
     weights: Tensor,
     multipliers: Tensor | None,
     weight_scale: Tensor,
     column_sums: Tensor,
     bias: Tensor | None,
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    margins: Sequence[int],
-    dtype: torch.dtype,
+    window: Sequence[int],
+    scale: float,
+    zero_point: int,
 ) -> Tensor:
-    """uint8, batch × height × width × channels, with int8 or int4 weights to batch × `size` × outputs of `dtype`.
+    """… × inputs to … × outputs; or, with a `window`, batch × channels × height × width, channels last, to the same.
 
-    `weights`: as `pack` gives them; or, with `multipliers`, an `Int4Weight`'s. Channels: a multiple of 4.
-    `margins`: left, right, top, bottom of the picture, filled with the zero point.
+    x of `TYPES` is quantized by its own range, and so is the result's type; uint8 stands for (x - zero_point) · scale,
+    and the result is float32. `weights`: as `pack` gives them; or, with `multipliers`, an `Int4Weight`'s. `window`:
+    kernel size, stride, dilation (rows, columns each), margins (left, right, top, bottom), size of the result (rows,
+    columns). Inputs or channels: a multiple of 4. Raises BadInput where x is NaN or infinite.
     """
-    batch, height, width, channels = image.shape
-    outputs, inputs = len(weight_scale), math.prod(kernel_size) * channels
-    wanted: list[tuple[Tensor | None, torch.dtype, tuple[int, ...]]]
-    wanted = [(image, torch.uint8, image.shape), (weight_scale, torch.float32, (outputs,))]
-    wanted += [(column_sums, torch.int32, (outputs,)), (bias, torch.float32, (outputs,))]
+    out = _empty_layer(x, weights, multipliers, weight_scale, column_sums, bias, window)
+    if window:
+        batch, channels, height, width = x.shape
+        moves = (*window[:6], window[8], window[6], *window[10:])
+        is_dense = x.is_contiguous(memory_format=torch.channels_last)
+    else:
+        channels = x.shape[-1]
+        batch, height, width = 1, 1, x.numel() // max(channels, 1)
+        moves = (1, 1, 1, 1, 1, 1, 0, 0, 1, width)
+        is_dense = x.is_contiguous()
+    outputs, inputs = len(weight_scale), moves[0] * moves[1] * channels
+    given: list[tuple[Tensor, torch.dtype, tuple[int, ...]]]
+    given = [(weight_scale, torch.float32, (outputs,)), (column_sums, torch.int32, (outputs,))]
+    if bias is not None:
+        given.append((bias, torch.float32, (outputs,)))
     if multipliers is None:
         half, group = 0, 1
-        wanted += [(weights, torch.int8, ((outputs + -outputs % LANES) * inputs,))]
+        given.append((weights, torch.int8, ((outputs + -outputs % LANES) * inputs,)))
     else:
-        half, group = len(weights), 2 * len(weights) // max(len(multipliers), 1)
-        wanted += [(weights, torch.int8, (max(half, -(-inputs // 2)), outputs))]
-        wanted += [(multipliers, torch.int8, (2 * half // max(group, 1), outputs))]
-    fits = all(
-        each is None or (each.dtype == kind and each.shape == shape and each.is_contiguous())
-        for each, kind, shape in wanted
-    )
-    if not fits or channels % 4 or dtype not in TYPES:
+        half, group = len(weights), max(2 * len(weights) // max(len(multipliers), 1), 1)
+        given.append((multipliers, torch.int8, (2 * half // group, outputs)))
+        given.append((weights, torch.int8, (max(half, (inputs - 2) // 2), outputs)))  # x may be padded by 3
+    fits = all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
+    if not fits or not is_dense or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
         raise ValueError(
-            f"convolve does not fit these: {image.dtype} {tuple(image.shape)}, weights {tuple(weights.shape)} for "
-            f"{outputs} outputs and a window of {tuple(kernel_size)}, {dtype}"
+            f"quantized_layer does not fit these: {x.dtype} {tuple(x.shape)}, weights {tuple(weights.shape)} for "
+            f"{outputs} outputs, window {tuple(window)}"
         )
-    out = image.new_empty(batch, *size, outputs, dtype=dtype)
-    moves = (*kernel_size, *stride, *dilation, margins[2], margins[0], *size)
-    sizes = (ctypes.c_int64 * 17)(batch, height, width, channels, outputs, *moves, half, group)
-    threads = torch.get_num_threads() if out.numel() * inputs >= PARALLEL_PRODUCTS else 1
-    addresses = [None if each is None else each.data_ptr() for each in (weights, multipliers)]
-    by_output_addresses = [None if each is None else each.data_ptr() for each in (weight_scale, column_sums, bias)]
-    _library().optsd_convolve(
-        image.data_ptr(),
-        *addresses,
-        sizes,
+    is_quantized = x.dtype == torch.uint8
+    integers = x if is_quantized else torch.empty_like(x, dtype=torch.uint8)
+    ends = (ctypes.c_float * 2)()
+    is_finite = _library().optsd_layer(
+        None if is_quantized else x.data_ptr(),
+        x.dtype == torch.bfloat16,
+        integers.data_ptr(),
         scale,
         zero_point,
-        *by_output_addresses,
-        dtype == torch.bfloat16,
-        threads,
+        weights.data_ptr(),
+        None if multipliers is None else multipliers.data_ptr(),
+        weight_scale.data_ptr(),
+        column_sums.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        (ctypes.c_int64 * 17)(batch, height, width, channels, outputs, *moves, half, group),
+        torch.get_num_threads(),
+        ends,
         out.data_ptr(),
     )
+    if not is_finite:
+        raise not_finite(*ends)
     return out
 
 
@@ -200,7 +218,7 @@ def _geglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width)
-    _library().optsd_geglu(x.data_ptr(), out.numel() // max(width, 1), width, _threads(x), out.data_ptr())
+    _library().optsd_geglu(x.data_ptr(), out.numel() // max(width, 1), width, torch.get_num_threads(), out.data_ptr())
     return out
 
 
@@ -243,10 +261,6 @@ def _strides(x: Tensor) -> ctypes.Array:
     return (ctypes.c_int64 * 3)(*x.stride()[:3])
 
 
-def _threads(x: Tensor) -> int:
-    return torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
-
-
 @functools.cache
 def _library() -> ctypes.CDLL:
     """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
@@ -265,11 +279,11 @@ def _library() -> ctypes.CDLL:
     arguments: dict[str, list[Any]] = {
         "optsd_range": [address, flag, count, threads, address],
         "optsd_quantize": [address, flag, count, number, number, threads, address],
-        "optsd_convolve": [*[address] * 4, number, flag, *[address] * 3, flag, threads, address],
+        "optsd_layer": [address, flag, address, number, flag, *[address] * 6, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }
     for name, types in arguments.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
+        function.argtypes, function.restype = types, flag if name == "optsd_layer" else None
     return library

@@ -30,6 +30,9 @@ Buffer<T> allocate(int64_t count) {
     return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes)));
 }
 
+// Threads for so many numbers: below 16,384 starting them takes longer than the work.
+int threads_for(int64_t numbers, int threads) { return numbers < 16384 ? 1 : threads; }
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 __mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
@@ -80,22 +83,27 @@ struct Bytes {  // unsigned times signed
 // Without it compilers spill the sums of a loop that they unroll too late.
 #define UNROLLED _Pragma("GCC unroll 8")
 
-// C (ROWS × 16·VECTORS sums) = or += A (ROWS lines of words) · B (words × columns). All sums stay in registers.
+// C (ROWS × 16·VECTORS sums) = or += A · B (words × columns). All sums stay in registers. A's rows come in `parts` of
+// `words`: row i of part j begins at a[j · a_step + i], plus `from`.
 template <typename Type, int ROWS, int VECTORS>
-void multiply(const uint32_t* const* a, const uint32_t* b, int64_t b_row, typename Type::Sum* c, int64_t c_row,
-              int64_t words, bool add) {
+void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t from, const uint32_t* b, int64_t b_row,
+              typename Type::Sum* c, int64_t c_row, int64_t words, bool add) {
     typename Type::Sums sums[ROWS][VECTORS];
     UNROLLED for (int row = 0; row < ROWS; row++)
         UNROLLED for (int vector = 0; vector < VECTORS; vector++)
             sums[row][vector] = add ? load(c + row * c_row + vector * LANES) : typename Type::Sums{};
-    for (int64_t word = 0; word < words; word++) {
-        __m512i right[VECTORS];
-        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
-            right[vector] = _mm512_loadu_si512(b + word * b_row + vector * LANES);
-        UNROLLED for (int row = 0; row < ROWS; row++) {
-            const __m512i left = _mm512_set1_epi32(a[row][word]);
+    for (int64_t part = 0; part < parts; part++, a += a_step) {
+        const uint32_t* lines[ROWS];
+        UNROLLED for (int row = 0; row < ROWS; row++) lines[row] = a[row] + from;
+        for (int64_t word = 0; word < words; word++, b += b_row) {
+            __m512i right[VECTORS];
             UNROLLED for (int vector = 0; vector < VECTORS; vector++)
-                sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
+                right[vector] = _mm512_loadu_si512(b + vector * LANES);
+            UNROLLED for (int row = 0; row < ROWS; row++) {
+                const __m512i left = _mm512_set1_epi32(lines[row][word]);
+                UNROLLED for (int vector = 0; vector < VECTORS; vector++)
+                    sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
+            }
         }
     }
     UNROLLED for (int row = 0; row < ROWS; row++)
@@ -119,6 +127,7 @@ template <typename Type>
 void find_range(const typename Type::Value* x, int64_t count, int threads, float* range) {
     float lowest = 0, highest = 0;
     bool is_a_number = true;
+    threads = threads_for(count, threads);
 #pragma omp parallel for num_threads(threads) reduction(min : lowest) reduction(max : highest) \
     reduction(&& : is_a_number)
     for (int thread = 0; thread < threads; thread++) {
@@ -154,7 +163,7 @@ void find_range(const typename Type::Value* x, int64_t count, int threads, float
 template <typename Type>
 void quantize(const typename Type::Value* x, int64_t count, float factor, float shift, int threads, uint8_t* out) {
     const __m512 by = _mm512_set1_ps(factor), plus = _mm512_set1_ps(shift);
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(count, threads))
     for (int64_t i = 0; i < count; i += LANES) {
         const __mmask16 lanes = count - i < LANES ? first(count - i) : 0xffff;
         const __m512 sum = _mm512_fmadd_ps(Type::load(lanes, x + i), by, plus);
@@ -173,7 +182,7 @@ struct Int8Weights {
     const int8_t* packed;
     int64_t inputs;
 
-    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t, uint32_t*) const {
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t) const {
         return reinterpret_cast<const uint32_t*>(packed + output * inputs + input * columns);
     }
 };
@@ -184,8 +193,9 @@ struct Int4Weights {
     const int8_t* multipliers;  // groups × outputs
     int64_t outputs, half, group;
 
-    // `scratch`, where the block is unpacked as Int8Weights are.
-    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t inputs, uint32_t* scratch) const {
+    // Unpacked as Int8Weights are, until this thread's next call.
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t inputs) const {
+        alignas(64) static thread_local uint32_t unpacked[PANEL * BLOCK / 4];
         const int64_t real = std::min(columns, outputs - output);
         const __mmask64 there = real < 64 ? (__mmask64(1) << real) - 1 : ~__mmask64(0);
         // Before rows are laced into words, lane by lane of 128 bits: so that words come out in the order of outputs.
@@ -200,9 +210,9 @@ struct Int4Weights {
                 _mm512_unpacklo_epi16(low[0], low[1]), _mm512_unpackhi_epi16(low[0], low[1]),
                 _mm512_unpacklo_epi16(high[0], high[1]), _mm512_unpackhi_epi16(high[0], high[1])};
             for (int64_t vector = 0; vector < columns / LANES; vector++)
-                _mm512_storeu_si512(scratch + i / 4 * columns + vector * LANES, words[vector]);
+                _mm512_storeu_si512(unpacked + i / 4 * columns + vector * LANES, words[vector]);
         }
-        return scratch;
+        return unpacked;
     }
 
     // The weights of one input for 64 outputs, times its group's integers.
@@ -231,22 +241,22 @@ struct Window {
 };
 
 // For each place in the window, and for each pixel of the result, its line of channels; past the border, `border`.
-Buffer<const uint8_t*> find_lines(const Picture& picture, const Window& window, const uint8_t* border, int64_t step) {
+Buffer<const uint32_t*> find_lines(const Picture& picture, const Window& window, const uint8_t* border, int64_t step) {
     const int64_t pixels = picture.batch * window.out_height * window.out_width;
-    auto lines = allocate<const uint8_t*>(window.rows * window.columns * step);
+    auto lines = allocate<const uint32_t*>(window.rows * window.columns * step);
+    const auto words = [](const uint8_t* bytes) { return reinterpret_cast<const uint32_t*>(bytes); };
     for (int64_t place = 0; place < window.rows * window.columns; place++) {
-        const uint8_t** line = lines.get() + place * step;
-        std::fill(line + pixels, line + step, border);
+        const uint32_t** line = lines.get() + place * step;
+        std::fill(line + pixels, line + step, words(border));
         for (int64_t i = 0; i < picture.batch * window.out_height; i++) {
             const int64_t y = i % window.out_height * window.stride_y - window.top +
                               place / window.columns * window.dilation_y;
+            const bool is_inside = y >= 0 && y < picture.height;
             const uint8_t* row = picture.numbers + (i / window.out_height * picture.height + y) * picture.width *
                                                        picture.channels;
-            for (int64_t j = 0; j < window.out_width; j++) {
-                const int64_t x = j * window.stride_x - window.left + place % window.columns * window.dilation_x;
-                const bool is_inside = y >= 0 && y < picture.height && x >= 0 && x < picture.width;
-                *line++ = is_inside ? row + x * picture.channels : border;
-            }
+            int64_t x = place % window.columns * window.dilation_x - window.left;
+            for (int64_t j = 0; j < window.out_width; j++, x += window.stride_x)
+                *line++ = words(is_inside && x >= 0 && x < picture.width ? row + x * picture.channels : border);
         }
     }
     return lines;
@@ -260,14 +270,22 @@ struct Scales {
     const int32_t* column_sums;
     const float* bias;  // or null
 
+    // rows × columns of sums to as many rows of `out`, whose outputs from the `output`th on they are.
     template <typename Type>
-    void finish(const int32_t* sums, int64_t output, __mmask16 lanes, typename Type::Value* out) const {
-        const __m512i extra = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes, column_sums + output),
-                                                 _mm512_set1_epi32(zero_point));
-        const __m512 factor = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, weight_scale + output), _mm512_set1_ps(scale));
-        const __m512 offset = bias ? _mm512_maskz_loadu_ps(lanes, bias + output) : _mm512_setzero_ps();
-        const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums), extra));
-        Type::store(out, lanes, _mm512_fmadd_ps(exact, factor, offset));
+    void finish(const int32_t* sums, int64_t rows, int64_t columns, int64_t output, int64_t outputs,
+                typename Type::Value* out) const {
+        for (int64_t i = 0; i < columns; i += LANES) {
+            const int64_t at = output + i;
+            const __mmask16 lanes = first(std::min(outputs - at, LANES));
+            const __m512i extra = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes, column_sums + at),
+                                                     _mm512_set1_epi32(zero_point));
+            const __m512 factor = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, weight_scale + at), _mm512_set1_ps(scale));
+            const __m512 offset = bias ? _mm512_maskz_loadu_ps(lanes, bias + at) : _mm512_setzero_ps();
+            for (int64_t row = 0; row < rows; row++) {
+                const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + row * columns + i), extra));
+                Type::store(out + row * outputs + at, lanes, _mm512_fmadd_ps(exact, factor, offset));
+            }
+        }
     }
 };
 
@@ -289,44 +307,28 @@ void convolve(const Picture& picture, const Window& window, const Weights& weigh
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     const int64_t shares = std::max((pixels + SHARE - 1) / SHARE, (8 * threads + panels - 1) / panels);
     const int64_t share = round_up((pixels + shares - 1) / shares, ROWS);
-#pragma omp parallel num_threads(threads)
-    {
-        const auto sums = allocate<int32_t>(share * PANEL);
-        const auto scratch = allocate<uint32_t>(PANEL * std::max(BLOCK, part) / 4);
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < panels * shares; item++) {
-            const int64_t output = item / shares * PANEL, begin = item % shares * share;
-            const int64_t count = std::min(share, pixels - begin);
-            if (count <= 0) continue;
-            const int64_t columns = std::min(PANEL, round_up(outputs - output, LANES));
-            const auto six = multiply_of<Bytes, ROWS>(columns / LANES), two = multiply_of<Bytes, 2>(columns / LANES);
-            for (int64_t place = 0; place < places; place += block_places)
-                for (int64_t channel = 0; channel < channels; channel += part) {
-                    const int64_t here = std::min(block_places, places - place);
-                    const int64_t width = std::min(part, channels - channel);
-                    const uint32_t* block = weights.block(output, columns, place * channels + channel, here * width,
-                                                          scratch.get());
-                    for (int64_t row = 0; row < count;) {
-                        const bool is_whole = count - row >= ROWS;
-                        for (int64_t i = 0; i < here; i++) {
-                            const uint8_t* const* line = lines.get() + (place + i) * step + begin + row;
-                            const uint32_t* words[ROWS];
-                            for (int64_t j = 0; j < (is_whole ? ROWS : 2); j++)
-                                words[j] = reinterpret_cast<const uint32_t*>(line[j] + channel);
-                            (is_whole ? six : two)(words, block + i * width / 4 * columns, columns,
-                                                   sums.get() + row * columns, columns, width / 4,
-                                                   place + i + channel > 0);
-                        }
-                        row += is_whole ? ROWS : 2;
-                    }
+    const int64_t products = pixels * outputs * places * channels;
+#pragma omp parallel for num_threads(threads_for(products / 64, threads)) schedule(dynamic)
+    for (int64_t item = 0; item < panels * shares; item++) {
+        const int64_t output = item / shares * PANEL, begin = item % shares * share;
+        const int64_t count = std::min(share, pixels - begin);
+        if (count <= 0) continue;
+        // kept from call to call: fresh memory would have to be zeroed by the system
+        alignas(64) static thread_local int32_t sums[SHARE * PANEL];
+        const int64_t columns = std::min(PANEL, round_up(outputs - output, LANES));
+        const auto six = multiply_of<Bytes, ROWS>(columns / LANES), two = multiply_of<Bytes, 2>(columns / LANES);
+        for (int64_t place = 0; place < places; place += block_places)
+            for (int64_t channel = 0; channel < channels; channel += part) {
+                const int64_t here = std::min(block_places, places - place), width = std::min(part, channels - channel);
+                const uint32_t* block = weights.block(output, columns, place * channels + channel, here * width);
+                for (int64_t row = 0; row < count;) {
+                    const bool is_whole = count - row >= ROWS;
+                    (is_whole ? six : two)(lines.get() + place * step + begin + row, step, here, channel / 4, block,
+                                           columns, sums + row * columns, columns, width / 4, place + channel > 0);
+                    row += is_whole ? ROWS : 2;
                 }
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t i = 0; i < columns; i += LANES) {
-                    const __mmask16 lanes = first(std::min(outputs - output - i, LANES));
-                    scales.finish<Type>(sums.get() + row * columns + i, output + i, lanes,
-                                        out + (begin + row) * outputs + output + i);
-                }
-        }
+            }
+        scales.finish<Type>(sums, count, columns, output, outputs, out + begin * outputs);
     }
 }
 
@@ -371,7 +373,7 @@ void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t 
         for (int64_t row = 0; row < rows; row += ROWS) {
             const uint32_t* lines[ROWS];
             for (int64_t i = 0; i < ROWS; i++) lines[i] = a + (row + i) * a_row;
-            run(lines, b + column, b_row, c + row * c_row + column, c_row, words, add);
+            run(lines, 0, 1, 0, b + column, b_row, c + row * c_row + column, c_row, words, add);
         }
     }
 }
@@ -505,33 +507,46 @@ void optsd_quantize(const void* x, int is_bfloat16, int64_t count, float factor,
         quantize<Float32>(static_cast<const float*>(x), count, factor, shift, threads, out);
 }
 
-// A convolution of bytes, batch × height × width × channels, to batch × out_height × out_width × outputs of float32 or
-// bfloat16. `sizes`: batch, height, width, channels, outputs; the window's rows, columns, stride, dilation (each y, x),
-// top, left, out_height, out_width; inputs / 2 and group size of INT4. `multipliers`: null for INT8. Channels are a
-// multiple of 4, and INT8 weights are padded to 16 outputs.
-void optsd_convolve(const uint8_t* image, const int8_t* weights, const int8_t* multipliers, const int64_t* sizes,
-                    float scale, int zero_point, const float* weight_scale, const int32_t* column_sums,
-                    const float* bias, int is_bfloat16, int threads, void* out) {
-    const Picture picture{image, sizes[0], sizes[1], sizes[2], sizes[3]};
-    const int64_t outputs = sizes[4];
+// A quantized layer: batch × height × width × channels of numbers, quantized into `bytes`, to batch × out_height ×
+// out_width × outputs of the same type. Where `x` is null, `bytes` are taken as they are, by `scale` and `zero_point`,
+// and the result is float32. `sizes`: batch, height, width, channels, outputs; the window's rows, columns, stride,
+// dilation (each y, x), top, left, out_height, out_width; inputs / 2 and group size of INT4. `multipliers`: null for
+// INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0, with `range` as optsd_range
+// gives it, where x has no finite range.
+int optsd_layer(const void* x, int is_bfloat16, uint8_t* bytes, float scale, int zero_point, const int8_t* weights,
+                const int8_t* multipliers, const float* weight_scale, const int32_t* column_sums, const float* bias,
+                const int64_t* sizes, int threads, float* range, void* out) {
+    const Picture picture{bytes, sizes[0], sizes[1], sizes[2], sizes[3]};
+    if (x) {
+        // as optsd.quantization.schemes.quantize_activation does it
+        const int64_t count = picture.batch * picture.height * picture.width * picture.channels;
+        optsd_range(x, is_bfloat16, count, threads, range);
+        const double step = (double(range[1]) - range[0]) / 254;
+        if (!(step < INFINITE)) return 0;
+        const double by = std::max(step, 1e-30), zero = std::ceil(-range[0] / by);
+        optsd_quantize(x, is_bfloat16, count, float(1 / by), float(1.5 * (1 << 23) + zero), threads, bytes);
+        scale = float(by), zero_point = int(zero);
+    }
     const Window window{sizes[5],  sizes[6],  sizes[7],  sizes[8],  sizes[9],
                         sizes[10], sizes[11], sizes[12], sizes[13], sizes[14]};
     const Int8Weights int8{weights, window.rows * window.columns * picture.channels};
-    const Int4Weights int4{weights, multipliers, outputs, sizes[15], sizes[16]};
+    const Int4Weights int4{weights, multipliers, sizes[4], sizes[15], sizes[16]};
     const Scales scales{scale, zero_point, weight_scale, column_sums, bias};
     const auto run = [&](auto type, const auto& right) {
         using Type = decltype(type);
-        convolve<Type>(picture, window, right, outputs, scales, threads, static_cast<typename Type::Value*>(out));
+        convolve<Type>(picture, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
     };
+    const bool to_bfloat16 = x && is_bfloat16;
     if (multipliers)
-        is_bfloat16 ? run(BFloat16(), int4) : run(Float32(), int4);
+        to_bfloat16 ? run(BFloat16(), int4) : run(Float32(), int4);
     else
-        is_bfloat16 ? run(BFloat16(), int8) : run(Float32(), int8);
+        to_bfloat16 ? run(BFloat16(), int8) : run(Float32(), int8);
+    return 1;
 }
 
 // rows × 2·width to rows × width, bfloat16: the first half of each row times GELU of the second.
 void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, uint16_t* out) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < width; i += LANES) {
             const __mmask16 lanes = first(std::min(width - i, LANES));

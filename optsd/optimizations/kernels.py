@@ -148,7 +148,7 @@ KNOWN_OPERATORS = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_attention_math",
     "aten::softmax",
-    "optsd::convolve",
+    "optsd::quantized_layer",
     "onednn::qlinear_pointwise",
     "optsd::int8_conv2d",
     "aten::_int_mm",

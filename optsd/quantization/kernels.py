@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from optsd import native
 from optsd.errors import BadInput, Unsupported
-from optsd.quantization.schemes import Activation
+from optsd.quantization.schemes import Activation, quantize_activation
 
 Pair = tuple[int, int]  # rows, columns
 
@@ -30,6 +30,10 @@ class Window:
     dilation: Pair
     margins: tuple[int, int, int, int]  # of zeros: left, right, top, bottom
     groups: int
+
+    def moves(self, size: Pair) -> tuple[int, ...]:
+        """All but the groups as plain numbers, and the size of the result."""
+        return (*self.kernel_size, *self.stride, *self.dilation, *self.margins, *size)
 
 
 PIXEL = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
@@ -56,6 +60,13 @@ class Kernel:
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         """Why it cannot compute such a layer there, or an empty string."""
         raise NotImplementedError
+
+    def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
+        """x of any float type, quantized on the fly, to that type: a convolution with a window, without one linear."""
+        activation = quantize_activation(x, self.signed)
+        if window is not None:
+            return self.conv2d(activation, weights, window, x.dtype)
+        return self.linear(activation.as_rows(), weights, x.dtype).view(*x.shape[:-1], len(weights.scale))
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """int8 M×K times int8 K×N: exact int32 M×N."""
@@ -154,26 +165,31 @@ class Native(Kernel):
     def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
         return native.unpack(packed, outputs, inputs)
 
+    def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
+        # Range, integers and product in one operator: with three, a third of a small layer's time went between them.
+        if x.shape[1 if window else -1] % 4 or not native.serves(x):
+            return super().layer(x, weights, window)
+        return self._run(x, weights, window)
+
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        values = rows.values
-        if more := -values.shape[1] % 4:
-            values = functional.pad(values, (0, more))  # with anything: the weights there are 0
-        size = (len(values), 1)
-        return self._convolve(values[None, :, None], rows, weights, PIXEL, size, dtype).view(len(values), -1)
+        # padded with anything: the weights there are 0
+        values = functional.pad(rows.values, (0, -rows.values.shape[1] % 4))
+        return self._run(values, weights, None, rows.scale, rows.zero_point).to(dtype)
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
         if image.values.shape[1] % 4:
             return super().conv2d(image, weights, window, dtype)
-        size = output_size(_padded_size(image.values, window), window)
-        return self._convolve(image.values.permute(0, 2, 3, 1), image, weights, window, size, dtype).permute(0, 3, 1, 2)
+        return self._run(image.values, weights, window, image.scale, image.zero_point).to(dtype)
 
-    def _convolve(
-        self, pixels: Tensor, activation: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype
-    ) -> Tensor:
+    def _run(self, x: Tensor, weights: Weights, window: Window | None, scale: Any = 1.0, zero_point: Any = 0) -> Tensor:
+        moves: tuple[int, ...] = ()
+        if window is None:
+            x = x.contiguous()
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
+            moves = window.moves(output_size(_padded_size(x, window), window))
         parts = (weights.integers, weights.multipliers, weights.scale, weights.column_sums, weights.bias)
-        moves = (size, window.kernel_size, window.stride, window.dilation, window.margins)
-        scalars, served = (activation.scale, activation.zero_point), dtype if dtype in native.TYPES else torch.float32
-        return torch.ops.optsd.convolve(pixels.contiguous(), *scalars, *parts, *moves, served).to(dtype)
+        return torch.ops.optsd.quantized_layer(x, *parts, moves, scale, zero_point)
 
 
 class OneDNN(Kernel):

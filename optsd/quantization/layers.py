@@ -126,9 +126,7 @@ class QLinear(QuantizedLayer):
         return self.dequantized()
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = schemes.quantize_activation(x, self.kernel.signed)
-        out = self.kernel.linear(activation.as_rows(), self.weights(), x.dtype)
-        return out.view(*x.shape[:-1], self.out_features)
+        return self.kernel.layer(x, self.weights(), None)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -166,8 +164,7 @@ class QConv2d(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             x = functional.pad(x, self.border, mode=self.padding_mode)
-        activation = schemes.quantize_activation(x, self.kernel.signed)
-        return self.kernel.conv2d(activation, self.weights(), self.window, x.dtype)
+        return self.kernel.layer(x, self.weights(), self.window)
 
     def extra_repr(self) -> str:
         return (

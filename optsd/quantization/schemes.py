@@ -152,10 +152,7 @@ def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
     low, high = native.value_range(x) if is_native else (min(x.amin().item(), 0.0), max(x.amax().item(), 0.0))
     step = (high - low) / STEPS
     if not step < torch.inf:
-        raise BadInput(
-            f"activations reach {low:g} … {high:g} before a quantized layer",
-            "leave that layer in high precision, or compute in bfloat16 or float32",
-        )
+        raise native.not_finite(low, high)
     step = max(step, SMALLEST_SCALE)
     zero = math.ceil(-low / step) - (128 if signed else 0)
     # One addition scales, shifts and rounds: the integer is the low byte of the sum, with a sign or without.

@@ -68,9 +68,15 @@ def test_conv2d_same_padding(bits, kernel_size) -> None:
 
 
 @few
-@given(st.sampled_from([8, 4]), st.integers(1, 70), st.integers(1, 20), st.lists(st.integers(1, 4), max_size=3))
-def test_linear_serves_every_shape(bits, inputs, outputs, before) -> None:
-    agree(nn.Linear(inputs, outputs), bits, torch.randn(*before, inputs))
+@given(
+    st.sampled_from([(8, 0), (4, 2), (4, 6), (4, 32)]),
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 4), max_size=3),
+)
+def test_linear_serves_every_shape(bits_and_group, inputs, outputs, before) -> None:
+    bits, group_size = bits_and_group
+    agree(nn.Linear(inputs, outputs), bits, torch.randn(*before, inputs), group_size=group_size)
 
 
 @both
