@@ -120,6 +120,10 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="flash_attention does not fit these: torch.float"):
             attend(*wrong)
     assert attend(query[:, :, :0], key, key, 1.0).shape == (1, 2, 0, 8)
+    picture, ones = torch.ones(1, 6, 2, 2).bfloat16(), torch.ones(6).bfloat16()
+    for x, groups, weight in ((picture.float(), 2, ones), (picture, 4, ones), (picture, 2, ones[:5])):
+        with pytest.raises(ValueError, match="group_norm_silu does not fit these: torch"):
+            torch.ops.optsd.group_norm_silu(x, groups, weight, ones, 1e-5)
     for wrong in (torch.ones(2, 3).bfloat16(), torch.ones(2, 4)):
         with pytest.raises(ValueError, match="geglu wants bfloat16 and an even last dimension"):
             torch.ops.optsd.geglu(wrong)
@@ -295,6 +299,42 @@ def test_geglu(rows, width, magnitude, seed):
 def test_geglu_passes_on_what_is_broken():
     x = torch.tensor([[1.0, 1.0, torch.nan, torch.nan, torch.inf, 1.0]]).bfloat16()
     assert torch.ops.optsd.geglu(x).isfinite().tolist() == [[False, False, False]]
+
+
+@needs_kernels
+@few
+@given(
+    st.integers(1, 3),
+    st.sampled_from([(4, 4), (10, 1), (20, 2), (320, 32), (33, 3)]),
+    st.tuples(st.integers(2, 20), st.integers(1, 9)),
+    st.sampled_from([0.0, 100.0]),
+    st.booleans(),
+    seeds,
+)
+def test_group_norm_silu(batch, channels_and_groups, size, mean, channels_last, seed):
+    """Off by the rounding to bfloat16, of the numbers and of what SiLU makes of a small error before it."""
+    channels, groups = channels_and_groups
+    x = (numbers(batch, channels, *size, seed=seed) + mean).bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    weight, bias = (numbers(channels, seed=seed + i).bfloat16() for i in (1, 2))
+    normal = torch.nn.functional.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-5)
+    expected = torch.nn.functional.silu(normal)
+    out = torch.ops.optsd.group_norm_silu(x, groups, weight, bias, 1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert ((out - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * (1 + normal.abs())).all()
+
+
+@needs_kernels
+def test_group_norm_over_several_threads(threads):
+    x = numbers(1, 40, 30, 30, seed=0).bfloat16().contiguous(memory_format=torch.channels_last)
+    ones = torch.ones(40).bfloat16()
+    expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x.double(), 4, ones.double()))
+    out = torch.ops.optsd.group_norm_silu(x, 4, ones, ones * 0, 1e-5)
+    assert (out - expected).abs().max() <= 2**-8 * expected.abs().max()
+    x[0, 0, 0, 0] = torch.nan
+    is_nan = torch.ops.optsd.group_norm_silu(x, 4, ones, ones, 1e-5).isnan()
+    assert is_nan[0, :10].all()
+    assert not is_nan[0, 10:].any()
 
 
 def test_what_they_do_not_serve():

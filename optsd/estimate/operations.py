@@ -91,7 +91,7 @@ def _pack(*_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", "int8", 0.0
 
 
-@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::geglu")
+@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::geglu", "optsd::group_norm_silu")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 

@@ -1,4 +1,4 @@
-"""The CPU's own kernels (kernels.cpp): flash attention, quantized activations and layers, and GEGLU.
+"""The CPU's own kernels (kernels.cpp): flash attention, quantized layers, GroupNorm with SiLU, and GEGLU.
 
 The machine's C++ compiler makes them the first time, in a second or two, into `$OPTSD_HOME/native`. Where they cannot
 run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
@@ -222,6 +222,25 @@ def _geglu(x: Tensor) -> Tensor:
     return out
 
 
+@_operator(
+    "group_norm_silu(Tensor x, int groups, Tensor weight, Tensor bias, float eps) -> Tensor",
+    lambda x, *_: torch.empty_like(x),
+)
+def _group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """silu(group_norm(x)) of bfloat16, batch × channels × height × width, which comes out channels last."""
+    batch, channels, height, width = x.shape
+    given = ((x, x.shape), (weight, (channels,)), (bias, (channels,)))
+    if channels % groups or any(each.dtype != torch.bfloat16 or each.shape != shape for each, shape in given):
+        shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each, _ in given)
+        raise ValueError(f"group_norm_silu does not fit these: {shapes}, {groups} groups")
+    x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
+    out = torch.empty_like(x)
+    sizes = (batch, height * width, channels, groups)
+    addresses, threads = (weight.data_ptr(), bias.data_ptr()), torch.get_num_threads()
+    _library().optsd_group_norm_silu(x.data_ptr(), *sizes, *addresses, eps, threads, out.data_ptr())
+    return out
+
+
 def _empty_attention(query: Tensor, *_: Any) -> Tensor:
     # heads side by side in memory, as the projection after them reads them
     return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
@@ -253,7 +272,7 @@ def _no_backward(*_: Any) -> None:
     raise Unsupported("the CPU's own kernels have no backward pass", "train with sdpa, and without quantization")
 
 
-for _name in ("geglu", "flash_attention"):
+for _name in ("geglu", "group_norm_silu", "flash_attention"):
     torch.library.register_autograd(f"optsd::{_name}", _no_backward, lib=_OPERATORS)
 
 
@@ -281,6 +300,7 @@ def _library() -> ctypes.CDLL:
         "optsd_quantize": [address, flag, count, number, number, threads, address],
         "optsd_layer": [address, flag, address, number, flag, *[address] * 6, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
+        "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
         "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }
     for name, types in arguments.items():

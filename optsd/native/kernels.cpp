@@ -1,4 +1,5 @@
-// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, GEGLU and flash attention.
+// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, group
+// normalization with SiLU, GEGLU and flash attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
 // checks shapes, types and the processor, compiles this file and calls it.
@@ -360,6 +361,65 @@ __m512 gelu(__m512 x) {
     return _mm512_mul_ps(x, _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), is_negative, tail));
 }
 
+// x / (1 + e^-x)
+__m512 silu(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 power = power_of_two(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-1.44269504f)));
+    const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512 above = _mm512_mask_mov_ps(one, is_negative, power);
+    return _mm512_mul_ps(x, _mm512_div_ps(above, _mm512_add_ps(one, power)));
+}
+
+// ----------------------------------------------------------------------------------------------- group normalization
+
+// One image's channels from `from` to `to`, whole groups, of pixels × channels numbers.
+template <typename Type>
+void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t channels, int64_t from, int64_t to,
+                      int64_t size, const typename Type::Value* weight, const typename Type::Value* bias, float eps,
+                      typename Type::Value* out) {
+    const int64_t width = round_up(to - from, LANES);
+    const auto means = allocate<float>(width), sums = allocate<float>(width);
+    // f(value, place in the line, lanes) for each number
+    const auto each = [&](const auto& f) {
+        for (int64_t pixel = 0; pixel < pixels; pixel++)
+            for (int64_t i = 0; i < to - from; i += LANES) {
+                const __mmask16 lanes = first(std::min(to - from - i, LANES));
+                f(Type::load(lanes, x + pixel * channels + from + i), pixel, i, lanes);
+            }
+    };
+    // each channel gets the mean of its group's sums
+    const auto average = [&](float* result) {
+        for (int64_t group = 0; group < to - from; group += size) {
+            double total = 0;
+            for (int64_t i = 0; i < size; i++) total += sums[group + i];
+            std::fill_n(result + group, size, float(total / (pixels * size)));
+        }
+    };
+    std::fill_n(sums.get(), width, 0.0f);
+    each([&](__m512 value, int64_t, int64_t i, __mmask16) {
+        store(sums.get() + i, _mm512_add_ps(load(sums.get() + i), value));
+    });
+    average(means.get());
+    std::fill_n(sums.get(), width, 0.0f);
+    each([&](__m512 value, int64_t, int64_t i, __mmask16) {
+        const __m512 difference = _mm512_sub_ps(value, load(means.get() + i));
+        store(sums.get() + i, _mm512_fmadd_ps(difference, difference, load(sums.get() + i)));
+    });
+    average(sums.get());
+    // from here on: x · sums + means
+    for (int64_t i = 0; i < to - from; i += LANES) {
+        const __mmask16 lanes = first(std::min(to - from - i, LANES));
+        const __m512 deviation = _mm512_sqrt_ps(_mm512_add_ps(load(sums.get() + i), _mm512_set1_ps(eps)));
+        const __m512 factor = _mm512_div_ps(Type::load(lanes, weight + from + i), deviation);
+        store(means.get() + i, _mm512_fnmadd_ps(load(means.get() + i), factor, Type::load(lanes, bias + from + i)));
+        store(sums.get() + i, factor);
+    }
+    each([&](__m512 value, int64_t pixel, int64_t i, __mmask16 lanes) {
+        const __m512 normal = _mm512_fmadd_ps(value, load(sums.get() + i), load(means.get() + i));
+        Type::store(out + pixel * channels + from + i, lanes, silu(normal));
+    });
+}
+
 // --------------------------------------------------------------------------------------------------- flash attention
 
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
@@ -555,6 +615,19 @@ void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, ui
             const __m512 product = _mm512_mul_ps(BFloat16::load(lanes, from), gate);
             BFloat16::store(out + row * width + i, lanes, product);
         }
+}
+
+// SiLU of the group normalization of batch × pixels × channels bfloat16 numbers.
+void optsd_group_norm_silu(const uint16_t* x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
+                           const uint16_t* weight, const uint16_t* bias, float eps, int threads, uint16_t* out) {
+    const int64_t size = channels / groups, shares = std::min<int64_t>(groups, (threads + batch - 1) / batch);
+    const int64_t share = (groups + shares - 1) / shares * size;
+#pragma omp parallel for num_threads(threads_for(batch * pixels * channels, threads))
+    for (int64_t item = 0; item < batch * shares; item++) {
+        const int64_t image = item / shares * pixels * channels, from = std::min(channels, item % shares * share);
+        normalize_groups<BFloat16>(x + image, pixels, channels, from, std::min(channels, from + share), size, weight,
+                                   bias, eps, out + image);
+    }
 }
 
 // softmax(scale · Q Kᵀ) V of float32 or bfloat16, with float32 sums. Strides are those of batch, head and token, in

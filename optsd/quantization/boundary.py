@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from optsd import native
@@ -29,8 +30,8 @@ def compute_in_bfloat16(unet: nn.Module) -> None:
     nn.Module.to(unet, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
     boundary = Boundary(list(inspect.signature(type(unet).forward).parameters)[1:])
     for module in unet.modules():
-        if type(module) is GEGLU and not native.refusal():
-            module.__class__ = FusedGEGLU
+        if type(module) in FUSED and not native.refusal():
+            module.__class__ = FUSED[type(module)]
     unet.register_forward_pre_hook(boundary.enter, with_kwargs=True)
     unet.register_forward_hook(boundary.leave)
     unet.boundary = boundary  # type: ignore[assignment]
@@ -45,6 +46,33 @@ class FusedGEGLU(GEGLU):
             return torch.ops.optsd.geglu(gated)
         values, gate = gated.chunk(2, dim=-1)
         return values * self.gelu(gate)
+
+
+class FusedResnetBlock(ResnetBlock2D):
+    """diffusers' ResnetBlock2D; on bfloat16 SiLU is computed as the group normalization is, in one pass."""
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        is_plain = (
+            (self.upsample, self.downsample, self.time_embedding_norm) == (None, None, "default")
+            and all(type(norm) is nn.GroupNorm and norm.affine for norm in (self.norm1, self.norm2))
+            and type(self.nonlinearity) is nn.SiLU
+        )
+        if not is_plain or input_tensor.device.type != "cpu" or input_tensor.dtype != torch.bfloat16:
+            return super().forward(input_tensor, temb, *args, **kwargs)
+        hidden_states = self.conv1(_normalized(self.norm1, input_tensor))
+        if self.time_emb_proj is not None and temb is not None:
+            activated = temb if self.skip_time_act else self.nonlinearity(temb)
+            hidden_states += self.time_emb_proj(activated)[:, :, None, None]
+        hidden_states = self.conv2(self.dropout(_normalized(self.norm2, hidden_states)))
+        hidden_states += input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
+
+
+def _normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    return torch.ops.optsd.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+FUSED: dict[type, type] = {GEGLU: FusedGEGLU, ResnetBlock2D: FusedResnetBlock}
 
 
 class Boundary:
