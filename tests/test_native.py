@@ -2,7 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from optsd import native
@@ -220,6 +220,8 @@ def test_convolutions_of_every_window(
     x = torch.randint(0, 256, (2, 7, 6, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
     padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2).double() - zero, margins)
+    extents = [step * (extent - 1) + 1 for step, extent in zip(dilation, kernel_size, strict=True)]
+    assume(padded.shape[2] >= extents[0] and padded.shape[3] >= extents[1])
     exact = torch.nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation)
     window = (*kernel_size, *stride, *dilation, *margins, *exact.shape[2:])
     out = torch.ops.optsd.quantized_layer(x.permute(0, 3, 1, 2), *parts, window, 0.25, zero)

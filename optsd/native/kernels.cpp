@@ -496,11 +496,14 @@ void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64
         std::fill_n(packed_keys.get(), words * padded_keys * PER_WORD, Value(0));
         std::fill_n(packed_values.get(), padded_keys * columns, Value(0));
         std::fill_n(packed_queries.get(), QUERIES * words * PER_WORD, Value(0));
-        for (int64_t token = 0; token < keys; token++) {
-            const Value* row = key.at<Type>(image, head, token);
+        // sixteen keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
+        for (int64_t token = 0; token < keys; token += LANES)
             for (int64_t i = 0; i < width; i++)
-                packed_keys[(i / PER_WORD * padded_keys + token) * PER_WORD + i % PER_WORD] = row[i];
-            row = value.at<Type>(image, head, token);
+                for (int64_t k = token; k < std::min(keys, token + LANES); k++)
+                    packed_keys[(i / PER_WORD * padded_keys + k) * PER_WORD + i % PER_WORD] =
+                        key.at<Type>(image, head, k)[i];
+        for (int64_t token = 0; token < keys; token++) {
+            const Value* row = value.at<Type>(image, head, token);
             Value* target = packed_values.get() + token / PER_WORD * columns * PER_WORD + token % PER_WORD;
             for (int64_t i = 0; i < width; i++) target[i * PER_WORD] = row[i];
         }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from optsd import native
@@ -72,7 +73,25 @@ def _normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return torch.ops.optsd.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-FUSED: dict[type, type] = {GEGLU: FusedGEGLU, ResnetBlock2D: FusedResnetBlock}
+class FusedTransformer(Transformer2DModel):
+    """diffusers' Transformer2DModel; tokens become a picture where they are, not in a copy with channels first."""
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        picture = hidden_states.reshape(batch_size, height, width, -1).permute(0, 3, 1, 2)
+        if not self.use_linear_projection:
+            picture = self.proj_out(picture)
+        return picture + residual
+
+
+FUSED: dict[type, type] = {
+    GEGLU: FusedGEGLU,
+    ResnetBlock2D: FusedResnetBlock,
+    Transformer2DModel: FusedTransformer,
+}
 
 
 class Boundary:

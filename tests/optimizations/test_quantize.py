@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 
 import optsd
 from optsd import native
@@ -54,17 +55,30 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
 
 @pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
 @both
-def test_the_native_kernels_run_and_change_the_images_little(technique, small_unet, bare, denoise, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("sd15", {}),
+        ("sd21", {"resnet_skip_time_act": True, "resnet_out_scale_factor": 2.0}),
+        ("sd15", {"resnet_time_scale_shift": "scale_shift"}),
+    ],
+    ids=["sd15", "sd21", "scale-shift"],
+)
+def test_the_native_kernels_run_and_change_the_images_little(
+    technique, family, options, small_unet, bare, denoise, monkeypatch
+) -> None:
     def run(unet: torch.nn.Module) -> tuple[torch.Tensor, str]:
         patch = technique.apply(bare(unet))
         Flash().apply(bare(unet))
         return denoise(unet, steps=1), patch.proof["activations_quantized_by"]
 
-    fused, plain = small_unet(), small_unet()
+    fused, plain = small_unet(family, **options), small_unet(family, **options)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         images, how = run(fused)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["optsd::geglu"] == sum(isinstance(module, GEGLU) for module in fused.modules())
+    blocks = sum(isinstance(module, ResnetBlock2D) for module in fused.modules())
+    assert calls.get("optsd::group_norm_silu", 0) == (0 if "resnet_time_scale_shift" in options else 2 * blocks)
     assert calls["optsd::flash_attention"] == sum(isinstance(module, Attention) for module in fused.modules())
     monkeypatch.setattr(native, "refusal", lambda: "there is no C++ compiler")
     without, why = run(plain)
