@@ -1,5 +1,5 @@
-// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, group
-// normalization with SiLU, GEGLU and flash attention.
+// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, group normalization with
+// SiLU, GEGLU and flash attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
 // checks shapes, types and the processor, compiles this file and calls it.
@@ -308,7 +308,7 @@ void convolve(const Picture& picture, const Window& window, const Weights& weigh
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     const int64_t shares = std::max((pixels + SHARE - 1) / SHARE, (8 * threads + panels - 1) / panels);
     const int64_t share = round_up((pixels + shares - 1) / shares, ROWS);
-    const int64_t products = pixels * outputs * places * channels;
+    const int64_t products = pixels * outputs * places * channels;  // 64 of them take as long as one number elsewhere
 #pragma omp parallel for num_threads(threads_for(products / 64, threads)) schedule(dynamic)
     for (int64_t item = 0; item < panels * shares; item++) {
         const int64_t output = item / shares * PANEL, begin = item % shares * share;
