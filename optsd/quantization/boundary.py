@@ -55,15 +55,16 @@ class FusedResnetBlock(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         is_plain = (
             (self.upsample, self.downsample, self.time_embedding_norm) == (None, None, "default")
+            and temb is not None
+            and self.time_emb_proj is not None
             and all(type(norm) is nn.GroupNorm and norm.affine for norm in (self.norm1, self.norm2))
             and type(self.nonlinearity) is nn.SiLU
         )
         if not is_plain or input_tensor.device.type != "cpu" or input_tensor.dtype != torch.bfloat16:
             return super().forward(input_tensor, temb, *args, **kwargs)
         hidden_states = self.conv1(_normalized(self.norm1, input_tensor))
-        if self.time_emb_proj is not None and temb is not None:
-            activated = temb if self.skip_time_act else self.nonlinearity(temb)
-            hidden_states += self.time_emb_proj(activated)[:, :, None, None]
+        activated = temb if self.skip_time_act else self.nonlinearity(temb)
+        hidden_states += self.time_emb_proj(activated)[:, :, None, None]
         hidden_states = self.conv2(self.dropout(_normalized(self.norm2, hidden_states)))
         hidden_states += input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor

@@ -59,7 +59,7 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
     ("family", "options"),
     [
         ("sd15", {}),
-        ("sd21", {"resnet_skip_time_act": True, "resnet_out_scale_factor": 2.0}),
+        ("sd21", {}),
         ("sd15", {"resnet_time_scale_shift": "scale_shift"}),
     ],
     ids=["sd15", "sd21", "scale-shift"],
