@@ -4,7 +4,8 @@
     pytest bench/test_unet.py -m unet --model sd15-random --size 512 --variant flash -k ours
 
 A round is one call of the baseline, then one of the other, on the same inputs and threads; `speedup` is their ratio
-with its interval. `added_bytes` is what one call adds to the process's memory, and `operators_ms` where its time goes,
+with its interval. On a shared machine two such ratios, taken minutes apart, are a poor measure of each other: variants
+that begin with int8 also run in turn with OpenVINO's int8 itself (`-k beside`). `added_bytes` is what one call adds to the process's memory, and `operators_ms` where its time goes,
 each in a pass of its own (OpenVINO takes its memory when it compiles, before the call). Each subject lives in a
 process of its own, as it would at its user's: in one process with others, the memory that they had freed made the
 baseline faster, whose large tensors no longer came from fresh pages. OpenVINO needs the `peers` extra (openvino, nncf)
@@ -16,7 +17,7 @@ import importlib.util
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,9 @@ Call = Callable[[], object]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ours" in metafunc.fixturenames:
         config = metafunc.config
-        metafunc.parametrize("ours", config.stash[VARIANTS] if config.getoption("--variant") else OURS)
+        ours = config.stash[VARIANTS] if config.getoption("--variant") else OURS
+        beside = "beside" in metafunc.function.__name__
+        metafunc.parametrize("ours", [name for name in ours if not beside or name.startswith("int8")])
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +86,7 @@ def test_openvino(
     precision: str, openvino_graph: Path, workload: Workload, baseline: Executor, rounds: int, benchmark
 ) -> None:
     """Seconds of one call in OpenVINO."""
-    if precision == "int8" and importlib.util.find_spec("nncf") is None:
-        pytest.skip("OpenVINO's int8 needs nncf; pip install 'optsd[peers]'")
-    with apart(their_call, workload, openvino_graph, precision) as process:
+    with theirs(workload, openvino_graph, precision) as process:
         compare(process, baseline, workload, benchmark, rounds)
 
 
@@ -96,20 +97,34 @@ def test_ours(ours: str, workload: Workload, device: str, baseline: Executor, ro
         benchmark.extra_info["operators_ms"] = process.submit(operators_ms).result()
 
 
+def test_beside_openvino_int8(
+    ours: str, openvino_graph: Path, workload: Workload, device: str, rounds: int, benchmark
+) -> None:
+    """Seconds of one call of a variant, in turn with OpenVINO's int8, which is the baseline here."""
+    with theirs(workload, openvino_graph, "int8") as baseline, apart(our_call, workload, device, ours) as process:
+        compare(process, baseline, workload, benchmark, rounds)
+
+
+def theirs(workload: Workload, graph: Path, precision: str) -> AbstractContextManager[Executor]:
+    if precision == "int8" and importlib.util.find_spec("nncf") is None:
+        pytest.skip("OpenVINO's int8 needs nncf; pip install 'optsd[peers]'")
+    return apart(their_call, workload, graph, precision)
+
+
 def compare(process: Executor, baseline: Executor, workload: Workload, benchmark, rounds: int) -> None:
     """Time both in turn; the figures go to the benchmark's `extra_info`."""
     if workload.device == "cpu":
         benchmark.extra_info["added_bytes"] = process.submit(added_bytes).result()
-    theirs: list[float] = []
-    mine: list[float] = []
+    before: list[float] = []
+    after: list[float] = []
     benchmark.pedantic(
-        lambda: mine.append(process.submit(call_seconds).result()),
-        setup=lambda: theirs.append(baseline.submit(call_seconds).result()),
+        lambda: after.append(process.submit(call_seconds).result()),
+        setup=lambda: before.append(baseline.submit(call_seconds).result()),
         rounds=rounds,
     )
-    benchmark.extra_info["readings"] = {"baseline": theirs, "other": mine}
-    benchmark.extra_info["seconds"] = median_interval(mine)
-    benchmark.extra_info["speedup"] = ratio_interval(theirs, mine)
+    benchmark.extra_info["readings"] = {"baseline": before, "other": after}
+    benchmark.extra_info["seconds"] = median_interval(after)
+    benchmark.extra_info["speedup"] = ratio_interval(before, after)
     took, speedup = benchmark.extra_info["seconds"], benchmark.extra_info["speedup"]
     added = benchmark.extra_info.get("added_bytes")
     print(

@@ -268,6 +268,7 @@ def test_layers_that_do_not_fit_are_refused(bits):
     for rows, others in (
         (x[:, :7], parts),
         (x.t(), parts),
+        (x[:, :0], parts),
         (x.to(torch.int8), parts),
         (x.half(), parts),
         (torch.zeros(3, 12, dtype=torch.uint8), parts),
@@ -283,7 +284,8 @@ def test_layers_that_do_not_fit_are_refused(bits):
     picture = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):  # channels do not come last
         torch.ops.optsd.quantized_layer(picture, *parts, (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2), 1.0, 0)
-    assert torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0).shape == (3, 20)
+    for rows in (0, 3):
+        assert torch.ops.optsd.quantized_layer(x[:rows], *parts, (), 1.0, 0).shape == (rows, 20)
 
 
 @needs_kernels

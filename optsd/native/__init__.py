@@ -181,7 +181,7 @@ def _quantized_layer(
         given.append((multipliers, torch.int8, (2 * half // group, outputs)))
         given.append((weights, torch.int8, (max(half, (inputs - 2) // 2), outputs)))  # x may be padded by 3
     fits = all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
-    if not fits or not is_dense or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
+    if not fits or not is_dense or not channels or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
         raise ValueError(
             f"quantized_layer does not fit these: {x.dtype} {tuple(x.shape)}, weights {tuple(weights.shape)} for "
             f"{outputs} outputs, window {tuple(window)}"

@@ -275,18 +275,23 @@ struct Scales {
     template <typename Type>
     void finish(const int32_t* sums, int64_t rows, int64_t columns, int64_t output, int64_t outputs,
                 typename Type::Value* out) const {
-        for (int64_t i = 0; i < columns; i += LANES) {
-            const int64_t at = output + i;
-            const __mmask16 lanes = first(std::min(outputs - at, LANES));
-            const __m512i extra = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes, column_sums + at),
-                                                     _mm512_set1_epi32(zero_point));
-            const __m512 factor = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, weight_scale + at), _mm512_set1_ps(scale));
-            const __m512 offset = bias ? _mm512_maskz_loadu_ps(lanes, bias + at) : _mm512_setzero_ps();
-            for (int64_t row = 0; row < rows; row++) {
-                const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + row * columns + i), extra));
-                Type::store(out + row * outputs + at, lanes, _mm512_fmadd_ps(exact, factor, offset));
-            }
+        __m512i extra[4];
+        __m512 factor[4], offset[4];
+        __mmask16 lanes[4];
+        const int64_t vectors = columns / LANES;
+        for (int64_t i = 0; i < vectors; i++) {
+            const int64_t at = output + i * LANES;
+            lanes[i] = first(std::min(outputs - at, LANES));
+            extra[i] = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes[i], column_sums + at),
+                                          _mm512_set1_epi32(zero_point));
+            factor[i] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes[i], weight_scale + at), _mm512_set1_ps(scale));
+            offset[i] = bias ? _mm512_maskz_loadu_ps(lanes[i], bias + at) : _mm512_setzero_ps();
         }
+        for (int64_t row = 0; row < rows; row++, sums += columns, out += outputs)
+            for (int64_t i = 0; i < vectors; i++) {
+                const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + i * LANES), extra[i]));
+                Type::store(out + output + i * LANES, lanes[i], _mm512_fmadd_ps(exact, factor[i], offset[i]));
+            }
     }
 };
 

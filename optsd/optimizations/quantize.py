@@ -8,7 +8,7 @@ from optsd import native
 from optsd.errors import BadInput, Unsupported
 from optsd.patching import Patch, Pipeline, Stage
 from optsd.quantization import kernels
-from optsd.quantization.boundary import compute_in_bfloat16, suits_bfloat16
+from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16
 from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
 from optsd.quantization.layers import QLinear
 
@@ -85,6 +85,7 @@ def read_proof(pipe: Pipeline, done: list[Conversion], technique: str) -> dict[s
         f"{technique}_conv2d": kinds["conv2d"],
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
         "between_layers": str(pipe.unet.dtype).removeprefix("torch."),
+        "fused_blocks": sum(type(module) in FUSED.values() for module in pipe.unet.modules()),
         "activations_quantized_by": _quantizer(pipe),
         "integer_kernel": ", ".join(sorted({layer.kernel.name for layer in layers})),
         "integer_kernel_calls": sum(layer.kernel_calls for layer in layers),

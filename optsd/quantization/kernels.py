@@ -166,7 +166,7 @@ class Native(Kernel):
         return native.unpack(packed, outputs, inputs)
 
     def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
-        # Range, integers and product in one operator: with three, a third of a small layer's time went between them.
+        # Range, integers and product in one operator: what lies between three takes longer than a small layer.
         if x.shape[1 if window else -1] % 4 or not native.serves(x):
             return super().layer(x, weights, window)
         return self._run(x, weights, window)

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 import optsd
 from optsd import native
@@ -18,6 +19,7 @@ from optsd.quantization.convert import KEPT
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.variants import parse
 
+BLOCKS = (GEGLU, ResnetBlock2D, Transformer2DModel)
 both = pytest.mark.parametrize("technique", [Int8(), Int4()], ids=["int8", "int4"])
 
 
@@ -67,22 +69,24 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
 def test_the_native_kernels_run_and_change_the_images_little(
     technique, family, options, small_unet, bare, denoise, monkeypatch
 ) -> None:
-    def run(unet: torch.nn.Module) -> tuple[torch.Tensor, str]:
+    def run(unet: torch.nn.Module) -> tuple[torch.Tensor, dict]:
         patch = technique.apply(bare(unet))
         Flash().apply(bare(unet))
-        return denoise(unet, steps=1), patch.proof["activations_quantized_by"]
+        return denoise(unet, steps=1), patch.proof
 
     fused, plain = small_unet(family, **options), small_unet(family, **options)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        images, how = run(fused)
+        images, proof = run(fused)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["optsd::geglu"] == sum(isinstance(module, GEGLU) for module in fused.modules())
     blocks = sum(isinstance(module, ResnetBlock2D) for module in fused.modules())
     assert calls.get("optsd::group_norm_silu", 0) == (0 if "resnet_time_scale_shift" in options else 2 * blocks)
     assert calls["optsd::flash_attention"] == sum(isinstance(module, Attention) for module in fused.modules())
     monkeypatch.setattr(native, "refusal", lambda: "there is no C++ compiler")
-    without, why = run(plain)
-    assert (how, why) == ("optsd.native", "torch (there is no C++ compiler)")
+    without, other = run(plain)
+    assert (proof["activations_quantized_by"], proof["integer_kernel"]) == ("optsd.native", "native")
+    assert proof["fused_blocks"] == sum(isinstance(module, BLOCKS) for module in fused.modules())
+    assert (other["activations_quantized_by"], other["fused_blocks"]) == ("torch (there is no C++ compiler)", 0)
     error = (images - without).square().mean().sqrt() / without.std()
     assert error < 0.02
 
