@@ -5,10 +5,11 @@
 
 A round is one call of the baseline, then one of the other, on the same inputs and threads; `speedup` is their ratio
 with its interval. On a shared machine two such ratios, taken minutes apart, are a poor measure of each other: variants
-that begin with int8 also run in turn with OpenVINO's int8 itself (`-k beside`). `added_bytes` is what one call adds to the process's memory, and `operators_ms` where its time goes,
-each in a pass of its own (OpenVINO takes its memory when it compiles, before the call). Each subject lives in a
-process of its own, as it would at its user's: in one process with others, the memory that they had freed made the
-baseline faster, whose large tensors no longer came from fresh pages. OpenVINO needs the `peers` extra (openvino, nncf)
+that begin with int8 also run in turn with OpenVINO's int8 itself (`-k beside`). `added_bytes` is what one call adds to
+the process's memory, and `operators_ms` where its time goes, each in a pass of its own (OpenVINO takes its memory when
+it compiles, before the call). Each subject lives in a process of its own, as it would at its user's: in one process
+with others, the memory that they had freed made the baseline faster, whose large tensors no longer came from fresh
+pages. OpenVINO needs the `peers` extra (openvino, nncf)
 and a CPU; its int8 is NNCF's post-training quantization of Linear and Conv2d layers, whose scales come from one random
 input: that decides the quality of pictures but not the time.
 """
