@@ -9,9 +9,9 @@ that begin with int8 also run in turn with OpenVINO's int8 itself (`-k beside`).
 the process's memory, and `operators_ms` where its time goes, each in a pass of its own (OpenVINO takes its memory when
 it compiles, before the call). Each subject lives in a process of its own, as it would at its user's: in one process
 with others, the memory that they had freed made the baseline faster, whose large tensors no longer came from fresh
-pages. OpenVINO needs the `peers` extra (openvino, nncf)
-and a CPU; its int8 is NNCF's post-training quantization of Linear and Conv2d layers, whose scales come from one random
-input: that decides the quality of pictures but not the time.
+pages. OpenVINO needs the `peers` extra (openvino, nncf) and a CPU; its int8 is NNCF's post-training quantization of
+Linear and Conv2d layers, whose scales come from one random input: that decides the quality of pictures but not the
+time.
 """
 
 import importlib.util

@@ -28,6 +28,7 @@ FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
 )
 TYPES = (torch.float32, torch.bfloat16)
+LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def refusal() -> str:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether `value_range` and `round_to_bytes` can work on this tensor: on the CPU, without gaps, of their types."""
+    """Whether what quantizes can work on this tensor: on the CPU, without gaps, of `TYPES`."""
     is_dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
     # A compiler fuses torch's own operators with what is around them, and cannot look into these.
     is_reachable = not torch.compiler.is_compiling() and x.device.type == "cpu" and not refusal()
@@ -87,8 +88,6 @@ def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     panels = (panel.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for panel in packed.split(PANEL * padded))
     return torch.cat(list(panels))[:outputs, :inputs].contiguous()
 
-
-LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
 
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
 

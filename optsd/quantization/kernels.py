@@ -36,9 +36,6 @@ class Window:
         return (*self.kernel_size, *self.stride, *self.dilation, *self.margins, *size)
 
 
-PIXEL = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
-
-
 @dataclass(frozen=True)
 class Weights:
     """A layer's weights as a kernel takes them."""
@@ -255,7 +252,7 @@ class Triton(Kernel):
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         pixels = Activation(rows.values.t()[None, :, :, None], rows.scale, rows.zero_point)  # 1 × inputs × M × 1
-        out = self.conv2d(pixels, weights, PIXEL, dtype)
+        out = self.conv2d(pixels, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
         return out[0, :, :, 0].t()
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:

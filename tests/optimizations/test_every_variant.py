@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from optsd import native
 from optsd.errors import OptsdError, Unsupported
 from optsd.optimizations.compile import Compile
 from optsd.optimizations.kernels import example_inputs, kernels_seen
 from optsd.optimizations.peers import Peer
 from optsd.patching import Patch
+from optsd.quantization.kernels import KERNELS
 from optsd.variants import GUIDE_VARIANTS, TECHNIQUES, Variant, against_eager, canonical, parse
 
 NAMES = [canonical(name) for name in TECHNIQUES]
@@ -187,8 +187,11 @@ def _spelled(name: str) -> str:
     return "eager" if name == "baseline" else name
 
 
+NO_NATIVE_LAYERS = KERNELS["native"].refusal(torch.device("cpu"), bits=8, groups=1)
+
+
 @pytest.mark.skipif(
-    bool(native.refusal()), reason=f"the document is of a CPU with the native kernels: {native.refusal()}"
+    bool(NO_NATIVE_LAYERS), reason=f"the document is of a CPU with the native kernels: {NO_NATIVE_LAYERS}"
 )
 def test_a_profile_of_one_step_names_each_variants_kernels(small_unet, bare):
     rows = ["| variant | operators in a profile of one step, and their calls |", "| --- | --- |"]
