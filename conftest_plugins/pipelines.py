@@ -41,12 +41,13 @@ class Built:
 
     def proof(self) -> dict[str, Any]:
         """The technique's own counters so far, and the kernels that a profile of one step shows."""
+        from optsd.anatomy import denoiser
         from optsd.measure.run import run_batch
         from optsd.optimizations.kernels import kernels_seen
 
         counted = self.patch.proof  # first: the profiled step counts too
         one_step = replace(self.workload, steps=1)
-        seen = kernels_seen(self.pipe.unet, lambda: run_batch(self.pipe, one_step, self.prompts))
+        seen = kernels_seen(denoiser(self.pipe), lambda: run_batch(self.pipe, one_step, self.prompts))
         return counted | {"kernels_in_a_profile": seen}
 
     def warm_up(self) -> None:

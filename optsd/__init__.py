@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optsd.patching import Patch
 
 __version__ = "0.1.0"
-__all__ = ["apply", "load"]
+__all__ = ["apply", "load", "patches"]
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto") -> "StableDiffusionPipeline":
@@ -38,3 +38,10 @@ def apply(pipe: "DiffusionPipeline", variant: str) -> "Patch":
     from optsd.variants import parse
 
     return parse(variant).apply(pipe)
+
+
+def patches(pipe: "DiffusionPipeline") -> "list[Patch]":
+    """What has been applied to this pipeline, or to the one that it is a copy of; the last one can be undone first."""
+    from optsd.patching import patches
+
+    return patches(pipe)

@@ -61,11 +61,11 @@ class Variant:
 
     def check(self, pipe: "Pipeline") -> None:
         """Raise `Unsupported` if some technique cannot work on this pipeline as it is now. Changes nothing."""
-        from optsd.patching import active_patches
+        from optsd.patching import patches
 
         for step in self.steps:
             step.check(pipe)
-            for patch in active_patches(pipe):
+            for patch in patches(pipe):
                 if step.slot in patch.slots:
                     raise Unsupported(
                         f"{step.name} cannot be added: {patch.slots[step.slot]} decides the {step.slot} already",
@@ -74,7 +74,8 @@ class Variant:
 
     def apply(self, pipe: "Pipeline") -> "Patch":
         """Apply every technique in place; if one fails, those before it are undone where they can be."""
-        from optsd.patching import Patch, active_patches
+        from optsd.anatomy import denoiser
+        from optsd.patching import Interposed, Patch, Watch, patches
 
         self.check(pipe)
         parts: list[Patch] = []
@@ -87,9 +88,9 @@ class Variant:
                     part.undo()
             raise
         touched = tuple(dict.fromkeys(name for part in parts for name in part.touched))
-        active = active_patches(pipe)
-        patch = Patch(self.name, touched, parts=tuple(parts), slots=self._slots(), active=active)
-        active.append(patch)
+        patch = Patch(self.name, touched, parts=tuple(parts), slots=self._slots(), stack=patches(pipe))
+        patch.changes = (Interposed(denoiser(pipe), "", Watch(patch)),)
+        patch.stack.append(patch)
         return patch
 
     def _slots(self) -> dict[str, str]:

@@ -21,8 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optsd.estimate.operations import Operation, arithmetic, attention_flops, moved, name_of, tensors, traffic
 
 DENOISERS = ("unet", "transformer")
-STAND_INS = {"aten::all": True, "aten::any": False, "aten::amin": -1.0, "aten::amax": 1.0, "optsd::value_range": 0.0}
-"""What Python reads from a fake tensor, by the operation that made it: weights are finite, activations within ±1."""
+STAND_INS = {
+    "aten::all": True,
+    "aten::any": False,
+    "aten::amin": -1.0,
+    "aten::amax": 1.0,
+    "optsd::value_range": 0.0,
+    "aten::min": 1.0,
+}
+"""What Python reads from a fake tensor, by the operation that made it: weights are finite, activations within ±1, and
+latents are like those of the step before."""
 
 
 @dataclass(eq=False, slots=True)

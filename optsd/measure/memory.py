@@ -97,6 +97,7 @@ def _child(sender, model: str, variant: str, device: str, dtype: str, workload: 
 def _measure(model: str, variant: str, device: str, dtype: str, workload: Workload) -> PeakMemory:
     import torch
 
+    from optsd.anatomy import denoiser
     from optsd.measure.run import run_batch, timing_prompts
     from optsd.measure.seeds import fix_seeds
     from optsd.models import build
@@ -110,7 +111,7 @@ def _measure(model: str, variant: str, device: str, dtype: str, workload: Worklo
     def note(*_) -> None:
         timeline.append(torch.cuda.memory_allocated(pipe.device) if cuda else resident_bytes() - start)
 
-    handle = pipe.unet.register_forward_hook(note)
+    handle = denoiser(pipe).register_forward_hook(note)
     short = replace(workload, steps=min(workload.steps, MOST_STEPS))
     reset_peak()
     if cuda:

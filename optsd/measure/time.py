@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -35,37 +35,28 @@ def stage_times(pipe: "StableDiffusionPipeline") -> Iterator[dict[str, list[floa
     Gives `{"text_encoder_s": [...], "unet_step_s": [...], "vae_decode_s": [...]}`. It synchronises the device around
     each call, which costs a little: run it in a pass of its own, not in the one that times the whole.
     """
+    from optsd.anatomy import denoiser
+    from optsd.patching import Change, Interposed, Replaced
+
     times: dict[str, list[float]] = {"text_encoder_s": [], "unet_step_s": [], "vae_decode_s": []}
-    watched = (
-        (pipe.text_encoder, "forward", "text_encoder_s"),
-        (pipe.unet, "forward", "unet_step_s"),
-        (pipe.vae, "decode", "vae_decode_s"),
-    )
-    # Shadowing the method on the instance leaves the class, and other pipelines, alone; a technique may have shadowed
-    # it before, so what was there on the instance is put back.
-    before = [(module, name, module.__dict__.get(name)) for module, name, _ in watched]
-    for module, name, key in watched:
-        setattr(module, name, _timed(getattr(module, name), times[key], pipe.device))
+    changes: list[Change] = [
+        Interposed(pipe.text_encoder, "", partial(_timed, times["text_encoder_s"], pipe.device)),
+        Interposed(denoiser(pipe), "", partial(_timed, times["unet_step_s"], pipe.device)),
+        Replaced(pipe.vae, "decode", partial(_timed, times["vae_decode_s"], pipe.device, pipe.vae.decode)),
+    ]
     try:
         yield times
     finally:
-        for module, name, shadow in before:
-            if shadow is None:
-                delattr(module, name)
-            else:
-                setattr(module, name, shadow)
+        for change in reversed(changes):
+            change.revert()
 
 
-def _timed(call: Callable, readings: list[float], device: "torch.device") -> Callable:
-    @wraps(call)
-    def timed(*arguments, **options):
-        result = None
+def _timed(readings: list[float], device: "torch.device", call: Callable, *arguments: Any, **options: Any) -> Any:
+    result = None
 
-        def run() -> None:
-            nonlocal result
-            result = call(*arguments, **options)
+    def run() -> None:
+        nonlocal result
+        result = call(*arguments, **options)
 
-        readings.append(seconds(run, device))
-        return result
-
-    return timed
+    readings.append(seconds(run, device))
+    return result

@@ -1,25 +1,32 @@
-"""How the UNet computes attention: diffusers' eager processor, its default one, or a flash kernel by name.
+"""How the denoiser computes attention: eagerly, as diffusers does by default, or by a flash kernel by name.
 
-These touch the UNet only. The guide's figures are those of the UNet's attention, and the VAE's single attention layer,
-one call an image, stays as diffusers loads it in every variant.
+These touch the denoiser only. The guide's figures are those of the UNet's attention, and the VAE's single attention
+layer, one call an image, stays as diffusers loads it in every variant.
+
+A technique stands before each attention layer's calls and leaves the layer's processor as it is. So diffusers finds its
+own processors wherever it looks for them, and whatever sets others later (slicing, an IP-Adapter, fused projections)
+changes what is computed, not with which kernel.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor as processors
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from optsd import anatomy
+from optsd.calls import Call
 from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.kernels import Kernel
-from optsd.optimizations.state import Tally
-from optsd.patching import Patch, Pipeline, Stage, in_reverse
+from optsd.optimizations.projections import project_together
+from optsd.patching import Interposed, Patch, Pipeline, Stage
+from optsd.state import Tally
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,7 @@ class Eager:
         check_attention(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        tally = Tally()
-        return set_processor(pipe, self.name, CountedEager(tally), lambda: _calls("eager softmax(QKᵀ)V", tally))
+        return before_attention(pipe, self.name, Attend(processors.AttnProcessor(), One(kernels.Plain())))
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,7 @@ class Sdpa:
         check_attention(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        tally = Tally()
-        return set_processor(pipe, self.name, CountedSdpa(tally), lambda: _calls("torch's choice", tally))
+        return before_attention(pipe, self.name, Attend(processors.AttnProcessor2_0(), One(kernels.TorchsChoice())))
 
 
 @dataclass(frozen=True)
@@ -71,56 +76,109 @@ class Flash:
 
     def check(self, pipe: Pipeline) -> None:
         check_attention(pipe, self.name)
-        for layer, attention in attentions(pipe):
-            width = attention.inner_dim // attention.heads
+        module = anatomy.denoiser(pipe)
+        for layer, attention in anatomy.attentions(pipe):
+            width = anatomy.head_width(attention)
             reasons = {
-                kernel.name: kernel.refusal(pipe.unet.device, pipe.unet.dtype, width, masked=False)
+                kernel.name: kernel.refusal(module.device, module.dtype, width, masked=False)
                 for kernel in FLASH_KERNELS
             }
             if all(reasons.values()):
                 raise Unsupported(f"flash cannot serve {layer}: {_listed(reasons)}", FLASH_REMEDY)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        processor = KernelProcessor(FLASH_KERNELS)
-        return set_processor(pipe, self.name, processor, processor.proof)
+        kernel = FirstOf(FLASH_KERNELS)
+        return before_attention(pipe, self.name, Attend(KernelProcessor(kernel), kernel))
 
 
 FLASH_KERNELS: tuple[Kernel, ...] = (kernels.FlashAttnPackage(), kernels.CpuFlash(), kernels.Flash())
 FLASH_REMEDY = "use float16 or bfloat16 on a GPU of compute capability 8.0, or choose sdpa or flash-enhanced"
 
 
-class _Counted:
-    """In front of one of diffusers' own processors: counts its calls."""
+class Attend:
+    """Before an attention layer's calls: computes what a plain processor of diffusers would, in the technique's way.
 
-    def __init__(self, tally: Tally) -> None:
+    Under any other processor (an IP-Adapter's, fused projections, a transformer's joint attention) what it computes by
+    `scaled_dot_product_attention` goes to the technique's kernel. What it computes otherwise is left to it, and counted.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor], kernel: "One | FirstOf") -> None:
+        self.plain, self.kernel, self.left = plain, kernel, Tally()
+
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Tensor:
+        layer: Any = call.module
+        # Where others have put a `forward` of theirs on the instance, there is nothing that could be computed instead.
+        if anatomy.has_plain_processor(layer) and "forward" not in vars(layer):
+            return call(*args, **kwargs, instead_of_forward=self._plainly)
+        before = self.kernel.tally.total
+        with _Routed(self.kernel):
+            output = call(*args, **kwargs)
+        if self.kernel.tally.total == before:
+            self.left.add(type(layer.processor).__name__)
+        return output
+
+    def _plainly(self, layer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(self.kernel, One):
+            self.kernel.tally.add(self.kernel.name)
+        return self.plain(layer, *args, **{name: kwargs[name] for name in PASSED_ON if name in kwargs})
+
+    def proof(self) -> dict[str, Any]:
+        """`kernel` names what ran, as a profile does, `kernel_calls` counts it; `left_to` names other processors."""
+        left = self.left.counts()
+        return self.kernel.proof() | ({"left_to": left} if left else {})
+
+
+PASSED_ON = ("hidden_states", "encoder_hidden_states", "attention_mask", "temb")
+"""What a plain processor reads; the rest of a pipeline's `cross_attention_kwargs` is for adapters."""
+
+
+class _Routed(TorchFunctionMode):
+    """While it is open, this thread's calls of `scaled_dot_product_attention` go to a kernel."""
+
+    def __init__(self, kernel: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.tally = tally
+        self.kernel = kernel
 
-    def __call__(  # diffusers reads these names
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is functional.scaled_dot_product_attention:
+            return self._attend(function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+    def _attend(
         self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
+        function: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Tensor:
-        self.tally.add("calls")
-        whole: Any = super()
-        return whole.__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        if dropout_p or is_causal or query.shape[:-2] != key.shape[:-2]:
+            return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+        return self.kernel(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-class CountedEager(_Counted, processors.AttnProcessor):
-    """diffusers' own eager processor, counted."""
+class One:
+    """One kernel, whatever the tensors, and how often it ran."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.name, self.tally = kernel, kernel.name, Tally()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        self.tally.add(self.name)
+        return self.kernel(query, key, value, mask, scale)
+
+    def proof(self) -> dict[str, Any]:
+        return {"kernel": self.name, "kernel_calls": self.tally.total}
 
 
-class CountedSdpa(_Counted, processors.AttnProcessor2_0):
-    """diffusers' own default processor, counted."""
-
-
-class KernelProcessor:
-    """A diffusers attention processor that runs the first of its kernels that can serve the tensors.
+class FirstOf:
+    """The first of its kernels that can serve the tensors.
 
     With `recover`, a kernel that fails when it is launched is left out from then on; without, its error is the
     user's to see. Every kernel that was passed over is in `proof()`, with the reason.
@@ -131,6 +189,40 @@ class KernelProcessor:
         self.tally = Tally()
         self.passed_over: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """B×heads×N×d by the first kernel of the order that serves. Raises Unsupported when none does."""
+        reasons: dict[str, str] = {}
+        for kernel in self.order:
+            reason = self.failed.get(kernel.name) or kernel.refusal(
+                query.device, query.dtype, query.shape[-1], mask is not None
+            )
+            if not reason:
+                try:
+                    attended = kernel(query, key, value, mask, scale)
+                except RuntimeError as error:
+                    if not self.recover or is_out_of_memory(error):
+                        raise
+                    reason = self.failed[kernel.name] = f"it failed: {str(error).splitlines()[0]}"
+                else:
+                    if reasons.keys() - self.passed_over.keys():
+                        self.passed_over.update(reasons)
+                    self.tally.add(kernel.operator(query.device))
+                    return attended
+            reasons[kernel.name] = reason
+        raise Unsupported(f"no attention kernel can run: {_listed(reasons)}", FLASH_REMEDY)
+
+    def proof(self) -> dict[str, Any]:
+        ran = self.tally.counts()
+        proof: dict[str, Any] = {"kernel": ", ".join(ran) or "none yet", "kernel_calls": sum(ran.values())}
+        return proof | ({"passed_over": dict(self.passed_over)} if self.passed_over else {})
+
+
+class KernelProcessor:
+    """Plain attention as diffusers' processors compute it, by a kernel."""
+
+    def __init__(self, kernel: Callable[..., Tensor]) -> None:
+        self.kernel = kernel
 
     def __call__(
         self,
@@ -159,16 +251,12 @@ class KernelProcessor:
             tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for tensor in project(attn, hidden_states, encoder_hidden_states)
         )
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
         if attention_mask is not None:
             batch, _, length, _ = key.shape
             attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
 
-        hidden_states = self.attend(query, key, value, attention_mask, attn.scale)
+        hidden_states = self.kernel(query, key, value, attention_mask, attn.scale)
         hidden_states = hidden_states.transpose(1, 2).flatten(2)
 
         for layer in attn.to_out:
@@ -180,95 +268,28 @@ class KernelProcessor:
         factor = attn.rescale_output_factor
         return hidden_states if factor == 1 else hidden_states / factor
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """B×heads×N×d by the first kernel of the order that serves. Raises Unsupported when none does."""
-        reasons: dict[str, str] = {}
-        for kernel in self.order:
-            reason = self.failed.get(kernel.name) or kernel.refusal(
-                query.device, query.dtype, query.shape[-1], mask is not None
-            )
-            if not reason:
-                try:
-                    attended = kernel(query, key, value, mask, scale)
-                except RuntimeError as error:
-                    if not self.recover or is_out_of_memory(error):
-                        raise
-                    reason = self.failed[kernel.name] = f"it failed: {str(error).splitlines()[0]}"
-                else:
-                    if reasons.keys() - self.passed_over.keys():
-                        self.passed_over.update(reasons)
-                    self.tally.add(kernel.operator(query.device))
-                    return attended
-            reasons[kernel.name] = reason
-        raise Unsupported(f"no attention kernel can run: {_listed(reasons)}", FLASH_REMEDY)
 
-    def proof(self) -> dict[str, Any]:
-        """`kernel` names the operators that ran, as a profile does, `kernel_calls` counts them."""
-        ran = self.tally.counts()
-        proof: dict[str, Any] = {"kernel": ", ".join(ran) or "none yet", "kernel_calls": sum(ran.values())}
-        return proof | ({"passed_over": dict(self.passed_over)} if self.passed_over else {})
-
-
-def project(attn: Attention, hidden_states: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, B×N×(heads·d) each, from separate projections or from those that were joined."""
+def project(attn: Attention, hidden_states: Tensor, text: Tensor | None) -> tuple[Tensor, ...]:
+    """Query, key and value, B×N×(heads·d) each."""
     if text is None:
-        if getattr(attn, "to_qkv", None) is not None:
-            return attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        text = hidden_states
-    query = attn.to_q(hidden_states)
-    if getattr(attn, "to_kv", None) is not None:
-        return query, *attn.to_kv(text).chunk(2, dim=-1)
-    return query, attn.to_k(text), attn.to_v(text)
-
-
-def attentions(pipe: Pipeline) -> Iterator[tuple[str, Attention]]:
-    """The UNet's attention layers with their names."""
-    for name, module in pipe.unet.named_modules(prefix="unet"):
-        if isinstance(module, Attention):
-            yield name, module
-
-
-PLAIN_PROCESSORS = (
-    processors.AttnProcessor,
-    processors.AttnProcessor2_0,
-    processors.SlicedAttnProcessor,
-    processors.XFormersAttnProcessor,
-    KernelProcessor,
-)
-"""Processors that compute plain attention: another may take their place without changing the mathematics."""
-
-
-def check_unet(pipe: Pipeline, technique: str) -> None:
-    """Raise Unsupported unless the pipeline has the UNet that all of Stable Diffusion 1, 2 and XL have."""
-    unet = getattr(pipe, "unet", None)
-    if not isinstance(unet, UNet2DConditionModel):
-        found = type(unet).__name__ if unet is not None else "none"
-        raise Unsupported(
-            f"{technique} needs a UNet2DConditionModel, {type(pipe).__name__} has {found}",
-            "use a Stable Diffusion 1, 2 or XL pipeline",
-        )
+        return project_together(hidden_states, [attn.to_q, attn.to_k, attn.to_v])
+    return attn.to_q(hidden_states), *project_together(text, [attn.to_k, attn.to_v])
 
 
 def check_attention(pipe: Pipeline, technique: str) -> None:
-    """Raise Unsupported unless the pipeline has a UNet whose every attention layer is plain attention."""
-    check_unet(pipe, technique)
-    for name, attention in attentions(pipe):
-        if not isinstance(attention.processor, PLAIN_PROCESSORS) or attention.added_kv_proj_dim is not None:
-            raise Unsupported(
-                f"{technique} would drop what {type(attention.processor).__name__} does in {name}",
-                "unload the adapter that set it first",
-            )
+    """Raise Unsupported unless the pipeline has a denoiser, NothingMatched unless that has attention layers."""
+    if next(anatomy.attentions(pipe), None) is None:
+        kind = type(anatomy.denoiser(pipe)).__name__
+        raise NothingMatched(f"{technique} found no attention layer in the {kind}", "choose a model with attention")
 
 
-def set_processor(pipe: Pipeline, technique: str, processor: Any, read_proof: Callable[[], dict[str, Any]]) -> Patch:
-    """Give every attention layer of the UNet this processor. Raises NothingMatched for a UNet without attention."""
-    before = [(name, attention, attention.processor) for name, attention in attentions(pipe)]
-    if not before:
-        raise NothingMatched(f"{technique} found no attention layer in the UNet", "choose a UNet with attention")
-    for _, attention, _ in before:
-        attention.set_processor(processor)
-    restores = [partial(attention.set_processor, original) for _, attention, original in before]
-    return Patch(technique, tuple(name for name, _, _ in before), read_proof, in_reverse(restores))
+def before_attention(pipe: Pipeline, technique: str, attend: Attend) -> Patch:
+    """Put it before every attention layer of the denoiser. Raises NothingMatched where there is none."""
+    check_attention(pipe, technique)
+    root, prefix = anatomy.denoiser(pipe), anatomy.denoiser_name(pipe)
+    touched = tuple(name for name, _ in anatomy.attentions(pipe))
+    changes = tuple(Interposed(root, name.removeprefix(f"{prefix}."), attend) for name in touched)
+    return Patch(technique, touched, attend.proof, changes)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -277,10 +298,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-
-
-def _calls(kernel: str, tally: Tally) -> dict[str, Any]:
-    return {"kernel": kernel, "kernel_calls": tally["calls"]}
 
 
 def _listed(reasons: dict[str, str]) -> str:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.callback import callback_handler
 
+from optsd import anatomy
+from optsd.calls import Call
 from optsd.errors import Unsupported
-from optsd.optimizations.attention import check_unet
-from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
+from optsd.patching import Interposed, Patch, Pipeline, Stage
 
 
 @dataclass(frozen=True)
@@ -27,46 +28,56 @@ class Compile:
     slot: str = "compilation"
 
     def check(self, pipe: Pipeline) -> None:
-        check_unet(pipe, self.name)
+        device = anatomy.denoiser(pipe).device
         if self.backend != "inductor":
             return
-        if pipe.unet.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
             raise Unsupported("compile needs triton on a GPU, and it is not installed", "pip install triton")
-        if pipe.unet.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise Unsupported("compile needs a C++ compiler on the CPU, and there is none", "install g++, or set CXX")
 
     def apply(self, pipe: Pipeline) -> Patch:
-        unet = pipe.unet
-        compiled = _Compiled(unet, self.backend)
-        restores = [_channels_last(unet), replace_attribute(unet, "forward", compiled.forward)]
-        return Patch(self.name, ("unet",), compiled.proof, in_reverse(restores))
+        unet = anatomy.denoiser(pipe)
+        compiled = Compiled(self.backend)
+        changes = (ChannelsLast(unet), Interposed(unet, "", compiled))
+        return Patch(self.name, (anatomy.denoiser_name(pipe),), compiled.proof, changes)
 
 
-def _channels_last(unet: nn.Module) -> Any:
-    kernels = [each for each in (*unet.parameters(), *unet.buffers()) if each.ndim == 4]
-    rows_first = [each for each in kernels if not each.is_contiguous(memory_format=torch.channels_last)]
-    for each in rows_first:
-        each.data = each.data.contiguous(memory_format=torch.channels_last)
+class ChannelsLast:
+    """The order of a convolution's weights that compilers want."""
 
-    def restore() -> None:
-        for each in rows_first:
+    def __init__(self, module: nn.Module) -> None:
+        self.moved = [
+            each
+            for each in (*module.parameters(), *module.buffers())
+            if each.ndim == 4 and not each.is_contiguous(memory_format=torch.channels_last)
+        ]
+        for each in self.moved:
+            each.data = each.data.contiguous(memory_format=torch.channels_last)
+
+    def holds(self) -> bool:
+        return True  # what others lay in another order is slower, and the same
+
+    def revert(self) -> None:
+        for each in self.moved:
             each.data = each.data.contiguous()
 
-    return restore
 
+class Compiled:
+    """Before the denoiser's calls: runs what stands behind it compiled; `compile_s` is what torch spent compiling."""
 
-class _Compiled:
-    """The UNet's `forward`, compiled; `compile_s` is the time that torch spent compiling inside its calls."""
-
-    def __init__(self, unet: nn.Module, backend: str) -> None:
-        self.compiled = torch.compile(unet.forward, backend=backend)
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.compiled: Any = None
         self.compilations, self.compile_s, self.started_s = 0, 0.0, 0.0
 
-    def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled is None:
+            self.compiled = torch.compile(call.run, backend=self.backend)
         callback_handler.register_start_callback(self._begin)
         callback_handler.register_end_callback(self._end)
         try:
-            return self.compiled(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+            return self.compiled(*_laid(args), **kwargs)
         finally:
             callback_handler.remove_start_callback(self._begin)
             callback_handler.remove_end_callback(self._end)
@@ -80,3 +91,13 @@ class _Compiled:
 
     def proof(self) -> dict[str, Any]:
         return {"compilations": self.compilations, "compile_s": round(self.compile_s, 3)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, (self.backend,)  # compiled code neither travels nor serves another module
+
+
+def _laid(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The latents in the order that the weights have; where they are given by name, the compiler copies them."""
+    if args and isinstance(args[0], Tensor) and args[0].ndim == 4:
+        return args[0].contiguous(memory_format=torch.channels_last), *args[1:]
+    return args

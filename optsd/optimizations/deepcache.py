@@ -5,20 +5,21 @@ what enters the last layer of its last block; the N - 1 steps after it run that 
 the new latents' first convolution. This is the paper's uniform schedule, with the shallowest skip branch.
 """
 
-import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
-from torch import Tensor, nn
+from diffusers.utils.torch_utils import apply_freeu
+from torch import Tensor
+from torch.nn import functional
 
+from optsd import anatomy, calls
+from optsd.calls import Call
 from optsd.errors import BadInput, Unsupported
-from optsd.optimizations.attention import check_unet
-from optsd.optimizations.state import PerPrompt, Tally, Turn
-from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
+from optsd.patching import Interposed, Patch, Pipeline, Stage
+from optsd.state import PerPrompt, Tally, Turn
 
 
 @dataclass(frozen=True)
@@ -42,116 +43,143 @@ class DeepCache:
         return cls(int(text))
 
     def check(self, pipe: Pipeline) -> None:
-        check_unet(pipe, self.name)
-        last = pipe.unet.up_blocks[-1]
-        if type(last) not in (UpBlock2D, CrossAttnUpBlock2D) or last.upsamplers is not None:
+        anatomy.check_unet(pipe, self.name)
+        last = anatomy.denoiser(pipe).up_blocks[-1]
+        if calls.plain_class(last) not in (UpBlock2D, CrossAttnUpBlock2D) or last.upsamplers is not None:
             raise Unsupported(
                 f"{self.name} cannot run the last layer of {type(last).__name__} by itself", "leave deepcache out"
             )
 
     def apply(self, pipe: Pipeline) -> Patch:
-        deep = _Deep(pipe.unet, self.every)
-        restores = deep.install()
-        return Patch(self.name, tuple(restores), deep.proof, in_reverse(restores.values()))
+        unet = anatomy.denoiser(pipe)
+        deep = _Deep(self.every)
+        *inner, _ = (f"up_blocks.{i}" for i in range(len(unet.up_blocks)))
+        last = f"up_blocks.{len(inner)}"
+        parts: dict[str, calls.Part] = {
+            **{f"down_blocks.{i}": _Down(deep) for i in range(len(unet.down_blocks))},
+            **({"mid_block": _Skipped(deep)} if unet.mid_block is not None else {}),
+            **{place: _Skipped(deep) for place in inner},
+            f"{last}.resnets.{len(unet.up_blocks[-1].resnets) - 1}": _LastLayer(deep, unet.conv_in.out_channels),
+            last: _LastUp(deep),
+            "": deep,
+        }
+        changes = tuple(Interposed(unet, place, part) for place, part in parts.items())
+        touched = tuple(f"unet.{place}".rstrip(".") for place in parts)
+        return Patch(self.name, touched, deep.proof, changes)
 
 
 @dataclass
 class _Run:
-    """Where one pipeline call stands."""
+    """Where one denoising of one batch of latents stands."""
 
-    index: int = -1
-    timestep: float = math.inf
+    timestep: float
+    sample: Tensor
+    index: int = 0
     features: Tensor | None = None  # what entered the last layer of the last up block, beside its skip connection
 
 
 class _Deep:
-    """A UNet that knows, in every call, whether it runs whole or on the features that were kept.
+    """Before the UNet's calls: knows whether each runs whole or on the features that were kept.
 
     The features live with the prompt tensor, so a new pipeline call, another thread's call and a prompt that a
-    callback swaps all begin with a whole step; so does a timestep that does not fall. One call at a time runs in the
-    UNet, as its blocks read from here which kind of step it is.
+    callback swaps all begin with a whole step; so do a timestep that does not fall, and latents that do not continue
+    those of the step before: tiles of one picture, and pictures that share a prompt tensor, have features of their own.
+    One call at a time runs in the UNet, as its blocks read from here which kind of step it is.
     """
 
-    def __init__(self, unet: nn.Module, every: int) -> None:
-        self.unet, self.every = unet, every
-        self.whole = unet.forward
+    def __init__(self, every: int) -> None:
+        self.every = every
         self.runs, self.tally = PerPrompt(), Tally()
         self.turn = Turn()
         self.reuses = False
         self.features: Tensor | None = None
 
-    def install(self) -> dict[str, Callable[[], None]]:
-        """Replace `forward` of the UNet and of its blocks; returns what takes each back, by name."""
-        unet: Any = self.unet
-        *inner, up = unet.up_blocks
-        place = f"unet.up_blocks.{len(inner)}"
-        parts: dict[str, tuple[nn.Module, Any]] = {
-            **{f"unet.down_blocks.{i}": (block, _Down(self, block)) for i, block in enumerate(unet.down_blocks)},
-            **{f"unet.up_blocks.{i}": (block, _Skipped(self, block)) for i, block in enumerate(inner)},
-            f"{place}.resnets.{len(up.resnets) - 1}": (up.resnets[-1], _LastLayer(self)),
-            place: (up, _LastUp(self, up)),
-            "unet": (unet, self),
-        }
-        if unet.mid_block is not None:
-            parts["unet.mid_block"] = (unet.mid_block, _Skipped(self, unet.mid_block))
-        return {name: replace_attribute(module, "forward", part.forward) for name, (module, part) in parts.items()}
-
-    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("down_intrablock_additional_residuals") is not None:
             raise Unsupported("deepcache skips the layers that a T2I-Adapter writes to", "leave one of them out")
-        key = threading.get_ident(), tuple(sample.shape)
-        run = self.runs.of(encoder_hidden_states).setdefault(key, _Run())
-        now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        run.index = run.index + 1 if now < run.timestep else 0
-        run.timestep = now
+        sample, timestep, text = (
+            anatomy.argument(call.module, names, args, kwargs)
+            for names in (anatomy.SAMPLE, anatomy.TIMESTEP, anatomy.TEXT)
+        )
         with self.turn.lock:
+            run = self._run(sample, timestep, text)
             self.features = run.features
             self.reuses = run.index % self.every > 0 and run.features is not None
             try:
-                output = self.whole(sample, timestep, encoder_hidden_states, *args, **kwargs)
+                output = call(*args, **kwargs)
                 self.tally.add("shallow" if self.reuses else "whole")
                 run.features = self.features
             finally:
                 self.reuses, self.features = False, None
         return output
 
+    def _run(self, sample: Tensor, timestep: Any, text: Tensor) -> _Run:
+        """The run that these latents continue, moved to this step, or a new one."""
+        now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        runs: list[_Run] = self.runs.of(text).setdefault((threading.get_ident(), tuple(sample.shape)), [])
+        earlier = [run for run in runs if run.timestep > now]
+        # Those that had no call at the step before this one have ended.
+        latest = min((run.timestep for run in earlier), default=now)
+        alike = [(likeness(run.sample, sample), run) for run in earlier if run.timestep == latest]
+        nearest, run = max(alike, key=lambda pair: pair[0], default=(0.0, None))
+        if run is None or nearest < LEAST_LIKENESS:
+            run = _Run(now, sample)
+            runs.append(run)
+        else:
+            run.timestep, run.sample, run.index = now, sample, run.index + 1
+        runs[:] = [each for each in runs if each.timestep in (now, latest)]
+        return run
+
     def proof(self) -> dict[str, Any]:
         return {"whole_steps": self.tally["whole"], "shallow_steps": self.tally["shallow"]}
 
 
+LEAST_LIKENESS = 0.5
+"""From step to step latents keep most of their noise; those of another picture, or of another tile, have their own."""
+
+
+def likeness(before: Tensor, after: Tensor) -> float:
+    """The least cosine of two batches' pictures, B×C×H×W each: 1 for equal latents, about 0 for unrelated ones."""
+    return float(functional.cosine_similarity(before.float().flatten(1), after.float().flatten(1)).min())
+
+
 class _Down:
-    """A down block: in a shallow step it hands on its input, and zeros in place of its skip connections."""
+    """Before a down block: a shallow step hands on its input, and zeros in place of its skip connections."""
 
-    def __init__(self, deep: _Deep, block: Any) -> None:
-        self.deep, self.block, self.whole = deep, block, block.forward
-        self.skips = len(block.resnets) + (block.downsamplers is not None)
+    def __init__(self, deep: _Deep) -> None:
+        self.deep = deep
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         if not self.deep.reuses:
-            return self.whole(hidden_states, *args, **kwargs)
-        return hidden_states, (hidden_states.new_zeros(()),) * self.skips
+            return call(*args, **kwargs)
+        block: Any = call.module
+        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        skips = len(block.resnets) + (block.downsamplers is not None)
+        return hidden_states, (hidden_states.new_zeros(()),) * skips
 
 
 class _Skipped:
-    """A block that a shallow step leaves out. A zero, as a ControlNet may add to it."""
+    """Before a block that a shallow step leaves out. A zero, as a ControlNet may add to it."""
 
-    def __init__(self, deep: _Deep, block: Any) -> None:
-        self.deep, self.whole = deep, block.forward
+    def __init__(self, deep: _Deep) -> None:
+        self.deep = deep
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         if not self.deep.reuses:
-            return self.whole(hidden_states, *args, **kwargs)
+            return call(*args, **kwargs)
+        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         return hidden_states.new_zeros(())
 
 
 class _LastUp:
-    """The last up block: whole steps keep what enters its last layer, shallow steps run that layer only."""
+    """Before the last up block: whole steps keep what enters its last layer, shallow steps run that layer only."""
 
-    def __init__(self, deep: _Deep, block: Any) -> None:
-        self.deep, self.block, self.whole = deep, block, block.forward
+    def __init__(self, deep: _Deep) -> None:
+        self.deep = deep
 
-    def forward(
+    def __call__(
         self,
+        call: Call,
         hidden_states: Tensor,
         res_hidden_states_tuple: tuple[Tensor, ...],
         temb: Tensor | None = None,
@@ -167,28 +195,30 @@ class _LastUp:
             "attention_mask": attention_mask,
             "encoder_attention_mask": encoder_attention_mask,
         }
-        attention = getattr(self.block, "attentions", None)
+        block: Any = call.module
+        attention = getattr(block, "attentions", None)
         features = self.deep.features
         if not self.deep.reuses or features is None:
             more = text if attention else {}
-            return self.whole(hidden_states, res_hidden_states_tuple, temb, upsample_size=upsample_size, **more)
+            return call(hidden_states, res_hidden_states_tuple, temb, upsample_size=upsample_size, **more)
         # The skip connections are taken from the end, so the last layer's is the first: the first convolution's output.
-        hidden_states = torch.cat([features, res_hidden_states_tuple[0]], dim=1)
-        hidden_states = self.block.resnets[-1](hidden_states, temb)
+        skip = res_hidden_states_tuple[0]
+        if all(getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")):
+            scales = {name: getattr(block, name) for name in ("s1", "s2", "b1", "b2")}
+            _, skip = apply_freeu(block.resolution_idx, features.clone(), skip, **scales)  # the features had theirs
+        hidden_states = torch.cat([features, skip], dim=1)
+        hidden_states = block.resnets[-1](hidden_states, temb)
         return attention[-1](hidden_states, **text, return_dict=False)[0] if attention else hidden_states
 
 
 class _LastLayer:
-    """The last layer's ResNet block, whose input is the kept features beside the first convolution's output."""
+    """Before the last layer's ResNet block, whose input is the kept features beside the first convolution's output."""
 
-    def __init__(self, deep: _Deep) -> None:
-        unet: Any = deep.unet
-        layer = unet.up_blocks[-1].resnets[-1]
-        self.deep, self.whole = deep, layer.forward
-        self.channels = layer.in_channels - unet.conv_in.out_channels
+    def __init__(self, deep: _Deep, skipped: int) -> None:
+        self.deep, self.skipped = deep, skipped
 
-    def forward(self, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, call: Call, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.deep.reuses:
             # A copy, as a view would keep the whole input alive.
-            self.deep.features = input_tensor[:, : self.channels].clone()
-        return self.whole(input_tensor, *args, **kwargs)
+            self.deep.features = input_tensor[:, : input_tensor.shape[1] - self.skipped].clone()
+        return call(input_tensor, *args, **kwargs)

@@ -4,27 +4,28 @@
 projections, and everything else meets the retries last.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
-from optsd.errors import NothingMatched, Unsupported
+from optsd import anatomy
+from optsd.calls import Call
+from optsd.errors import Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.attention import (
     FLASH_KERNELS,
+    Attend,
+    FirstOf,
     KernelProcessor,
-    attentions,
+    before_attention,
     check_attention,
-    check_unet,
     is_out_of_memory,
-    set_processor,
 )
-from optsd.optimizations.state import PerPrompt, Tally
-from optsd.patching import Optimization, Patch, Pipeline, Stage, in_reverse, replace_attribute
+from optsd.optimizations.projections import JoinedProjections
+from optsd.patching import Interposed, Optimization, Patch, Pipeline, Replaced, Stage
+from optsd.state import PerPrompt, Tally
 
 FALLBACKS = (*FLASH_KERNELS, kernels.MemoryEfficient(), kernels.Plain())
 """The declared order: flash-attn, CPU flash, SDPA flash, memory-efficient, eager."""
@@ -33,60 +34,6 @@ FALLBACKS = (*FLASH_KERNELS, kernels.MemoryEfficient(), kernels.Plain())
 def flash_enhanced() -> tuple[Optimization, ...]:
     """What the name `flash-enhanced` stands for."""
     return JoinedProjections(), FlashOrNext(), SlicedDecoding(), HalvedBatch()
-
-
-@dataclass(frozen=True)
-class JoinedProjections:
-    """Query, key and value in one matrix product; of cross-attention, key and value, which share their input."""
-
-    name: str = "flash-enhanced (projections)"
-    exact: bool = True
-    stage: Stage = Stage.STRUCTURE
-    slot: str = "projections"
-
-    def check(self, pipe: Pipeline) -> None:
-        check_attention(pipe, self.name)
-
-    def apply(self, pipe: Pipeline) -> Patch:
-        restores, touched = [], []
-        for name, attention in attentions(pipe):
-            separate = ("to_k", "to_v") if attention.is_cross_attention else ("to_q", "to_k", "to_v")
-            layers = [getattr(attention, each) for each in separate]
-            # Another class (quantized, with a LoRA around it) has weights that cannot be joined row by row.
-            if all(type(layer) is nn.Linear for layer in layers):
-                restores.append(_join(attention, separate, layers))
-                touched.append(name)
-        if not touched:
-            raise NothingMatched(f"{self.name} found no plain projections in the UNet", "apply it before quantizing")
-        return Patch(self.name, tuple(touched), lambda: {"joined_projections": len(touched)}, in_reverse(restores))
-
-
-def _join(attention: Attention, separate: tuple[str, ...], layers: list[nn.Linear]) -> Callable[[], None]:
-    """Stack the layers' rows in one Linear. They are put aside as views of it, so that weights are held once."""
-    joined = "to_kv" if len(layers) == 2 else "to_qkv"
-    first = layers[0].weight
-    rows = [layer.out_features for layer in layers]
-    with torch.device("meta"):
-        linear = nn.Linear(layers[0].in_features, sum(rows), bias=layers[0].bias is not None)
-    for kind in ("weight", "bias") if linear.bias is not None else ("weight",):
-        stacked = torch.cat([getattr(layer, kind).data for layer in layers])
-        setattr(linear, kind, nn.Parameter(stacked, requires_grad=first.requires_grad))
-        for layer, part in zip(layers, stacked.split(rows), strict=True):
-            getattr(layer, kind).data = part
-    linear.train(attention.training)
-    setattr(attention, joined, linear)
-    for name in separate:
-        setattr(attention, name, None)
-
-    def restore() -> None:
-        for name, layer in zip(separate, layers, strict=True):
-            for parameter in layer.parameters():
-                # A copy of its own again: tensors that share storage cannot be saved as safetensors.
-                parameter.data = parameter.data.clone()
-            setattr(attention, name, layer)
-        delattr(attention, joined)
-
-    return restore
 
 
 @dataclass(frozen=True)
@@ -102,8 +49,8 @@ class FlashOrNext:
         check_attention(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        processor = KernelProcessor(FALLBACKS, recover=True)
-        return set_processor(pipe, self.name, processor, processor.proof)
+        kernel = FirstOf(FALLBACKS, recover=True)
+        return before_attention(pipe, self.name, Attend(KernelProcessor(kernel), kernel))
 
 
 @dataclass(frozen=True)
@@ -120,28 +67,24 @@ class SlicedDecoding:
             raise Unsupported(f"{self.name} needs a VAE that can work in slices and tiles", "use AutoencoderKL")
 
     def apply(self, pipe: Pipeline) -> Patch:
-        vae = pipe.vae
-        was_slicing, was_tiling = vae.use_slicing, vae.use_tiling
-        tally = Tally()
-        vae.enable_slicing()
-        undo = replace_attribute(vae, "decode", _TiledRetry(vae, tally).decode)
-
-        def read_proof() -> dict[str, Any]:
-            return {"vae_slicing": vae.use_slicing, "vae_tiled_retries": tally["retries"]}
-
-        def restore() -> None:
-            undo()
-            vae.use_slicing, vae.use_tiling = was_slicing, was_tiling
-
-        return Patch(self.name, ("vae",), read_proof, restore)
+        decode = _Sliced(pipe.vae)
+        return Patch(self.name, ("vae",), decode.proof, (Replaced(pipe.vae, "decode", decode), decode))
 
 
-class _TiledRetry:
-    def __init__(self, vae: Any, tally: Tally) -> None:
-        self.vae, self.tally = vae, tally
+class _Sliced:
+    """The VAE's `decode`, one latent at a time. It is a method that pipelines call, so it is replaced on the instance."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.tally = vae, Tally()
         self.whole = vae.decode
+        self.tiles = False  # whether it was this that turned tiling on
 
-    def decode(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.tally.add("decoded")
+        outputs = [self._decode(each, *args, **kwargs) for each in z.split(1)]
+        return outputs[0] if len(outputs) == 1 else _concatenated(outputs)
+
+    def _decode(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self.whole(*args, **kwargs)
         except RuntimeError as error:
@@ -150,8 +93,19 @@ class _TiledRetry:
         # Outside the handler, whose traceback holds the failed attempt's tensors.
         self.tally.add("retries")
         self.vae.enable_tiling()
+        self.tiles = True
         _release_memory()
         return self.whole(*args, **kwargs)
+
+    def holds(self) -> bool:
+        return True
+
+    def revert(self) -> None:
+        if self.tiles:
+            self.vae.disable_tiling()
+
+    def proof(self) -> dict[str, Any]:
+        return {"vae_slicing": True, "vae_tiled_retries": self.tally["retries"]}
 
 
 @dataclass(frozen=True)
@@ -167,37 +121,37 @@ class HalvedBatch:
     slot: str = "batch"
 
     def check(self, pipe: Pipeline) -> None:
-        check_unet(pipe, self.name)
+        anatomy.denoiser(pipe)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        halving = _Halving(pipe.unet)
-        undo = replace_attribute(pipe.unet, "forward", halving.forward)
-        return Patch(self.name, ("unet",), halving.proof, undo)
+        halving = _Halving()
+        change = Interposed(anatomy.denoiser(pipe), "", halving)
+        return Patch(self.name, (anatomy.denoiser_name(pipe),), halving.proof, (change,))
 
 
 class _Halving:
-    """The UNet's `forward` in as many equal parts as memory needs."""
+    """Before the denoiser's calls: makes them in as many equal parts as memory needs."""
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
-        self.whole = unet.forward
+    def __init__(self) -> None:
         self.tally = Tally()
         self.parts = PerPrompt()
         self.largest: dict[tuple[int, ...], int] = {}  # shape of one latent -> batch that fitted after a failure
 
-    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        sample, text = (anatomy.argument(call.module, names, args, kwargs) for names in (anatomy.SAMPLE, anatomy.TEXT))
         batch, shape = len(sample), tuple(sample.shape[1:])
+
+        def part(value: Any, start: int, size: int) -> Any:
+            return self._text(text, batch, start, size) if value is text else _rows(value, batch, start, size)
+
         while True:
             size = min(batch, self.largest.get(shape, batch))
             try:
                 # Arguments are rebuilt for each attempt: the UNet takes lists of residuals apart.
                 outputs = [
-                    self.whole(
-                        sample[start : start + size],
-                        _rows(timestep, batch, start, size),
-                        self._text(encoder_hidden_states, batch, start, size),
-                        *_rows(args, batch, start, size),
-                        **_rows(kwargs, batch, start, size),
+                    call(
+                        *(part(value, start, size) for value in args),
+                        **{name: part(value, start, size) for name, value in kwargs.items()},
                     )
                     for start in range(0, batch, size)
                 ]
@@ -210,12 +164,12 @@ class _Halving:
             self.tally.add("retries")
             _release_memory()
 
-    def _text(self, text: Tensor, batch: int, start: int, size: int) -> Tensor:
+    def _text(self, text: Any, batch: int, start: int, size: int) -> Tensor:
         """The same tensor for the same rows in every step, as a cache of the text's keys needs it.
 
         A copy, as a view would keep the whole alive, and with it this entry.
         """
-        if size >= batch:
+        if size >= batch or text is None:
             return text
         kept = self.parts.of(text)
         if (start, size) not in kept:

@@ -139,6 +139,22 @@ class Plain:
         return scores.softmax(-1) @ value
 
 
+@dataclass(frozen=True)
+class TorchsChoice:
+    """`scaled_dot_product_attention`: torch looks at the tensors and takes one of the kernels above."""
+
+    name: str = "torch's choice"
+
+    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
+        return ""
+
+    def operator(self, device: torch.device) -> str:
+        return "aten::scaled_dot_product_attention"
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
 KNOWN_OPERATORS = (
     "flash_attn::_flash_attn_forward",
     "optsd::flash_attention",

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from optsd import anatomy
+from optsd.calls import Call, interpose, parts, withdraw
 from optsd.errors import NothingMatched, Unsupported
-from optsd.optimizations.attention import attentions, check_attention
-from optsd.optimizations.state import PerPrompt, Tally
-from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
+from optsd.optimizations.attention import check_attention
+from optsd.patching import Interposed, Patch, Pipeline, Stage
+from optsd.state import LastPrompt, PerPrompt, Tally
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class KVCache:
     slot: str = "text keys and values"
 
     def check(self, pipe: Pipeline) -> None:
+        anatomy.check_unet(pipe, self.name)
         check_attention(pipe, self.name)
-        if getattr(pipe.unet, "encoder_hid_proj", None) is not None:
+        unet = anatomy.denoiser(pipe)
+        if anatomy.projects_text(unet):
             raise Unsupported(
                 "kvcache: this UNet projects the text anew in every step, so no tensor lives as long as the call",
                 "leave kvcache out",
@@ -41,66 +44,104 @@ class KVCache:
                 )
 
     def apply(self, pipe: Pipeline) -> Patch:
-        store, tally = PerPrompt(), Tally()
-        layers = {
-            f"{name}.{projection}": layer
-            for name, attention in _cross_attentions(pipe)
-            for projection, layer in _text(attention)
-        }
-        if not layers:
+        root, prefix = anatomy.denoiser(pipe), anatomy.denoiser_name(pipe)
+        texts = Texts(root, [name.removeprefix(f"{prefix}.") for name, _ in _cross_attentions(pipe)])
+        touched = tuple(f"{prefix}.{place}" for place in texts.layers())
+        if not touched:
             raise NothingMatched("kvcache found no cross-attention in the UNet", "choose a model that is told a text")
-        restores = [
-            replace_attribute(layer, "forward", CachedText(layer, store, tally).forward) for layer in layers.values()
+        texts.cover()
+        return Patch(self.name, touched, texts.proof, (Interposed(root, "", texts), texts))
+
+
+class Texts:
+    """Before the denoiser's calls: sees to it that the projections of the text are cached.
+
+    Others may have put new ones there since the last prompt, as diffusers does when it fuses projections.
+    """
+
+    def __init__(self, root: nn.Module, attentions: list[str]) -> None:
+        self.root, self.attentions = root, attentions
+        self.cached, self.prompt = CachedText(), LastPrompt()
+
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        if self.prompt.is_new(anatomy.argument(call.module, anatomy.TEXT, args, kwargs)):
+            self.cover()
+        return call(*args, **kwargs)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that read the text now, by place; of an adapted one, the layer inside the adapters."""
+        places = [
+            f"{place}.{name}"
+            for place in self.attentions
+            for attention in anatomy.at(self.root, place)[:1]
+            for name in anatomy.text_projections(attention)
         ]
+        return {place: found[-1] for place in places if (found := anatomy.at(self.root, place))}
 
-        def read_proof() -> dict[str, Any]:
-            return {"text_layers": len(layers), "text_computed": tally["computed"], "text_reused": tally["reused"]}
+    def cover(self) -> None:
+        for layer in self.layers().values():
+            if self.cached not in parts(layer):
+                interpose(layer, self.cached)
 
-        return Patch(self.name, tuple(layers), read_proof, in_reverse(restores))
+    def holds(self) -> bool:
+        return all(self.cached in parts(layer) for layer in self.layers().values())
+
+    def revert(self) -> None:
+        for module in list(self.root.modules()):
+            withdraw(module, self.cached)
+
+    def proof(self) -> dict[str, Any]:
+        tally = self.cached.tally
+        return {
+            "text_layers": len(self.layers()),
+            "text_computed": tally["computed"],
+            "text_reused": tally["reused"],
+        }
 
 
 class CachedText:
-    """One text projection's `forward`, remembered for each prompt.
+    """Before the text projections' calls: what each gave is remembered for each prompt.
 
-    It takes the place of the method, not of the module: names, weights and `state_dict` stay what they were, and any
-    layer (quantized, with a LoRA around it) and any attention processor can be used.
+    Names, weights and `state_dict` stay what they were, and any layer (quantized, with a LoRA around it) and any
+    attention processor can be used. Of an adapted layer the layer itself is cached; the adapter computes in every step.
     """
 
-    def __init__(self, layer: nn.Module, store: PerPrompt, tally: Tally) -> None:
-        self.layer, self.store, self.tally = layer, store, tally
-        self.compute = layer.forward
+    def __init__(self) -> None:
+        self.store, self.tally = PerPrompt(), Tally()
 
     @torch.compiler.disable
-    def forward(self, text: Tensor) -> Tensor:
+    def __call__(self, call: Call, text: Tensor) -> Tensor:
         """B×tokens×width -> B×tokens×(heads·d), the very tensor of the first step."""
         if torch.is_grad_enabled():  # training: each pass needs its own graph
-            return self.compute(text)
+            return call(text)
         known = self.store.of(text)
-        weights = self._weights()
-        entry = known.get(self)
+        weights = _weights(call.module)
+        entry = known.get(call.module)
         if entry is None or not _same(entry[0], weights):
             # Two threads with one prompt may both come here; they compute the same.
-            entry = known[self] = (weights, self.compute(text))
+            entry = known[call.module] = (weights, call(text))
             self.tally.add("computed")
         else:
             self.tally.add("reused")
         return entry[1]
 
-    def _weights(self) -> list[tuple[Tensor, int]]:
-        """The layer's tensors and their versions: weights that are loaded in mid-run make what was kept worthless."""
-        tensors = (*self.layer._parameters.values(), *self.layer._buffers.values())
-        return [(each, 0 if each.is_inference() else each._version) for each in tensors if each is not None]
+
+def _weights(layer: nn.Module) -> list[tuple[Tensor | None, int]]:
+    """The layer's tensors and their versions: weights that are loaded in mid-run make what was kept worthless.
+
+    One that lies on no device is offloaded: it is another tensor in every step, of the same weights.
+    """
+    tensors = (*layer._parameters.values(), *layer._buffers.values())
+    return [
+        (None, 0) if each.is_meta else (each, 0 if each.is_inference() else each._version)
+        for each in tensors
+        if each is not None
+    ]
 
 
-def _same(seen: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+def _same(seen: list[tuple[Tensor | None, int]], now: list[tuple[Tensor | None, int]]) -> bool:
     return len(seen) == len(now) and all(a is b and m == n for (a, m), (b, n) in zip(seen, now, strict=True))
 
 
-def _cross_attentions(pipe: Pipeline) -> list[tuple[str, Attention]]:
-    return [(name, attention) for name, attention in attentions(pipe) if attention.is_cross_attention]
-
-
-def _text(attention: Attention) -> list[tuple[str, nn.Module]]:
-    """The projections that read the text: one if keys and values were joined, else two."""
-    found = ((name, getattr(attention, name, None)) for name in ("to_kv", "to_k", "to_v"))
-    return [(name, layer) for name, layer in found if layer is not None]
+def _cross_attentions(pipe: Pipeline) -> list[tuple[str, Any]]:
+    return [(name, layer) for name, layer in anatomy.attentions(pipe) if anatomy.is_cross(layer)]

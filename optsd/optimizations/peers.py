@@ -5,11 +5,12 @@ In SD v1.5's UNet those are 31 % of the weights; the convolutions stay as they a
 
 import importlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
+from optsd import anatomy
+from optsd.calls import plain_class, take_over
 from optsd.errors import NothingMatched, Unsupported
 from optsd.patching import Patch, Pipeline, Stage
 from optsd.quantization.convert import check_convertible
@@ -34,13 +35,14 @@ class Peer:
 
     def check(self, pipe: Pipeline) -> None:
         """Raise Unsupported where the library is missing or its kernels do not run here: one small layer is tried."""
-        check_convertible(pipe.unet, "unet")
+        module = anatomy.denoiser(pipe)
+        check_convertible(module, anatomy.denoiser_name(pipe))
         remedy = f"leave {self.name} out, or run it where {self.library} supports it"
         try:
             importlib.import_module(self.library)
         except ImportError as error:
             raise Unsupported(f"{self.name} needs {self.library} ({error})", f"pip install {self.library}") from error
-        device, dtype = pipe.unet.device, pipe.unet.dtype
+        device, dtype = module.device, module.dtype
         try:
             tried = self.convert(nn.Linear(128, 128, device=device, dtype=dtype).requires_grad_(False))
             with torch.no_grad():
@@ -54,29 +56,28 @@ class Peer:
             raise Unsupported(f"{self.library}'s {self.name} gives NaN on {device} in {dtype}", remedy)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        check_convertible(pipe.unet, "unet")
-        layers = {name: child for name, child in pipe.unet.named_modules() if type(child) is nn.Linear}
+        module, prefix = anatomy.denoiser(pipe), anatomy.denoiser_name(pipe)
+        check_convertible(module, prefix)
+        layers = {name: child for name, child in module.named_modules() if plain_class(child) is nn.Linear}
         done: list[str] = []
         for name, layer in layers.items():
             parent, _, attribute = name.rpartition(".")
             converted = self.convert(layer.requires_grad_(False))
             # torchao leaves what does not fit its groups as it was, without a word.
-            if type(converted) is nn.Linear and type(converted.weight.data) is torch.Tensor:
+            if plain_class(converted) is nn.Linear and type(converted.weight.data) is torch.Tensor:
                 continue
-            setattr(pipe.unet.get_submodule(parent), attribute, converted)
-            done.append(f"unet.{name}")
+            setattr(module.get_submodule(parent), attribute, converted)
+            if converted is not layer:
+                take_over(converted, layer)
+            done.append(f"{prefix}.{name}")
         if not done:
-            raise NothingMatched(f"{self.library} converted no layer of the UNet", "choose another variant")
-        convolutions = sum(isinstance(child, nn.Conv2d) for child in pipe.unet.modules())
-
-        def read_proof() -> dict[str, Any]:
-            return {
-                f"{self.name}_linear": len(done),
-                f"{self.name}_linear_left": len(layers) - len(done),
-                f"{self.name}_conv2d_left": convolutions,
-            }
-
-        return Patch(self.name, tuple(done), read_proof, why_lossy=f"{self.library} has replaced the original weights")
+            raise NothingMatched(f"{self.library} converted no layer of the {prefix}", "choose another variant")
+        proof = {
+            f"{self.name}_linear": len(done),
+            f"{self.name}_linear_left": len(layers) - len(done),
+            f"{self.name}_conv2d_left": sum(isinstance(child, nn.Conv2d) for child in module.modules()),
+        }
+        return Patch(self.name, tuple(done), proof.copy, why_lossy=f"{self.library} has replaced the original weights")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from optsd import native
-from optsd.errors import BadInput, Unsupported
-from optsd.patching import Patch, Pipeline, Stage
-from optsd.quantization import kernels
-from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16
-from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
-from optsd.quantization.layers import QLinear
+from torch import nn
 
-COMPONENTS = ("unet", "text_encoder", "vae")
+from optsd import anatomy, native
+from optsd.calls import plain_class
+from optsd.errors import BadInput, Unsupported
+from optsd.patching import Change, Patch, Pipeline, Stage
+from optsd.quantization import kernels
+from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16, type_inside
+from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
+from optsd.quantization.layers import QLinear, QuantizedLayer
+
+COMPONENTS = ("denoiser", "text_encoder", "vae")
 WHY_LOSSY = "the original weights were released, that is where the memory is saved"
 
 
@@ -20,13 +24,13 @@ WHY_LOSSY = "the original weights were released, that is where the memory is sav
 class Quantize:
     """What `Int8` and `Int4` share.
 
-    `keep`: shell patterns of layer names that stay in high precision. `components`: of `unet`, `text_encoder`, `vae`.
+    `keep`: shell patterns of layer names that stay in high precision. `components`: of `denoiser`, `text_encoder`, `vae`.
     `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes from layer to
     layer in the UNet: `auto` (bfloat16 for a float32 UNet on a CPU that has instructions for it) or `same`.
     """
 
     keep: tuple[str, ...] = KEPT
-    components: tuple[str, ...] = ("unet",)
+    components: tuple[str, ...] = ("denoiser",)
     kernel: str = "auto"
     between: str = "auto"
     group_size: int = 32  # INT4 only
@@ -39,24 +43,35 @@ class Quantize:
     def check(self, pipe: Pipeline) -> None:
         if self.between not in ("auto", "same"):
             raise BadInput(f"{self.name} cannot compute between={self.between!r}", "choose auto or same")
-        if not self.components or set(self.components) - set(COMPONENTS):
+        if not self.components or set(self.components) - {*COMPONENTS, *anatomy.DENOISERS}:
             raise BadInput(f"{self.name} cannot quantize {self.components!r}", f"choose from {', '.join(COMPONENTS)}")
-        for name in self.components:
-            module = getattr(pipe, name, None)
-            if module is None:
-                raise Unsupported(f"{self.name}: {type(pipe).__name__} has no {name}", "leave it out of the components")
+        for name, module in self._modules(pipe).items():
             check_convertible(module, name)
             kernels.choose(module.device, self.kernel, self.bits)
 
     def apply(self, pipe: Pipeline) -> Patch:
+        modules = self._modules(pipe)
         done = [
-            convert(getattr(pipe, name), self.bits, self.group_size, self.keep, self.kernel, name)
-            for name in self.components
+            convert(module, self.bits, self.group_size, self.keep, self.kernel, name)
+            for name, module in modules.items()
         ]
-        if self.between == "auto" and "unet" in self.components and suits_bfloat16(pipe.unet):
-            compute_in_bfloat16(pipe.unet)
+        changes: list[Change] = [*done]
+        module = anatomy.denoiser(pipe)
+        if self.between == "auto" and module in modules.values() and suits_bfloat16(module):
+            changes.append(compute_in_bfloat16(module))
         touched = tuple(layer for conversion in done for layer in conversion.converted)
-        return Patch(self.name, touched, lambda: read_proof(pipe, done, self.name), why_lossy=WHY_LOSSY)
+        proof = partial(read_proof, module, done, self.name)
+        return Patch(self.name, touched, proof, tuple(changes), why_lossy=WHY_LOSSY)
+
+    def _modules(self, pipe: Pipeline) -> dict[str, nn.Module]:
+        """The components by the pipeline's own names. Raises Unsupported for one that it lacks."""
+        names = [anatomy.denoiser_name(pipe) if name == "denoiser" else name for name in self.components]
+        modules = {name: anatomy.component(pipe, name) for name in names}
+        if missing := [name for name, module in modules.items() if module is None]:
+            raise Unsupported(
+                f"{self.name}: {type(pipe).__name__} has no {missing[0]}", "leave it out of the components"
+            )
+        return modules
 
 
 @dataclass(frozen=True)
@@ -77,23 +92,23 @@ class Int4(Quantize):
     bits: int = field(default=4, init=False)
 
 
-def read_proof(pipe: Pipeline, done: list[Conversion], technique: str) -> dict[str, Any]:
+def read_proof(denoiser: nn.Module, done: list[Conversion], technique: str) -> dict[str, Any]:
     layers = [layer for conversion in done for layer in conversion.converted.values()]
     kinds = Counter("linear" if isinstance(layer, QLinear) else "conv2d" for layer in layers)
     return {
         f"{technique}_linear": kinds["linear"],
         f"{technique}_conv2d": kinds["conv2d"],
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
-        "between_layers": str(pipe.unet.dtype).removeprefix("torch."),
-        "fused_blocks": sum(type(module) in FUSED.values() for module in pipe.unet.modules()),
-        "activations_quantized_by": _quantizer(pipe),
+        "between_layers": str(type_inside(denoiser)).removeprefix("torch."),
+        "fused_blocks": sum(plain_class(module) in FUSED.values() for module in denoiser.modules()),
+        "activations_quantized_by": _quantizer(layers),
         "integer_kernel": ", ".join(sorted({layer.kernel.name for layer in layers})),
         "integer_kernel_calls": sum(layer.kernel_calls for layer in layers),
     }
 
 
-def _quantizer(pipe: Pipeline) -> str:
-    if pipe.unet.device.type != "cpu":
+def _quantizer(layers: list[QuantizedLayer]) -> str:
+    if any(layer.scale.device.type != "cpu" for layer in layers):
         return "torch"
     reason = native.refusal()
     return f"torch ({reason})" if reason else "optsd.native"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from optsd import anatomy
+from optsd.calls import Call
 from optsd.errors import BadInput, NothingMatched
-from optsd.optimizations.attention import check_unet
-from optsd.optimizations.state import Tally, Turn
-from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
+from optsd.patching import Interposed, Patch, Pipeline, Stage
+from optsd.state import Tally, Turn
 
 
 @dataclass(frozen=True)
@@ -46,79 +46,79 @@ class TokenMerging:
         return cls(ratio)
 
     def check(self, pipe: Pipeline) -> None:
-        check_unet(pipe, self.name)
+        anatomy.check_unet(pipe, self.name)
 
     def apply(self, pipe: Pipeline) -> Patch:
-        level, blocks = _finest(pipe.unet)
-        size = _Size(pipe.unet, level)
-        layers = {f"{name}.attn1": block.attn1 for name, block in blocks.items()}
-        if not layers:
+        unet = anatomy.denoiser(pipe)
+        level, blocks = _finest(unet)
+        if not blocks:
             raise NothingMatched(f"{self.name} found no self-attention in the UNet", "leave tome out")
-        merged = {name: _Merged(layer, size, self.ratio) for name, layer in layers.items()}
-        restores = [replace_attribute(layer, "forward", merged[name].forward) for name, layer in layers.items()]
-        restores.append(replace_attribute(pipe.unet, "forward", size.forward))
-
-        def read_proof() -> dict[str, Any]:
-            return {"merging_layers": len(layers), "merged_calls": size.tally["merged"], "merged_ratio": self.ratio}
-
-        return Patch(self.name, tuple(layers), read_proof, in_reverse(restores))
+        merging = _Merging(level, self.ratio, layers=len(blocks))
+        places = [f"{name}.attn1" for name in blocks]
+        changes = (*(Interposed(unet, place, _Merged(merging)) for place in places), Interposed(unet, "", merging))
+        return Patch(self.name, tuple(f"unet.{place}" for place in places), merging.proof, changes)
 
 
-def _finest(unet: nn.Module) -> tuple[int, dict[str, BasicTransformerBlock]]:
+def _finest(unet: nn.Module) -> tuple[int, list[str]]:
     """The highest resolution with self-attention, as the number of halvings before it, and its transformer blocks."""
     blocks: Any = unet
     levels = len(blocks.down_blocks)
     for level in range(levels):
         places = {f"down_blocks.{level}": blocks.down_blocks[level]}
         places[f"up_blocks.{levels - 1 - level}"] = blocks.up_blocks[levels - 1 - level]
-        found = {
-            f"unet.{place}.{name}": module
+        found = [
+            f"{place}.{name}"
             for place, block in places.items()
             for name, module in block.named_modules()
             if isinstance(module, BasicTransformerBlock) and not module.only_cross_attention
-        }
+        ]
         if found:
             return level, found
-    return 0, {}
+    return 0, []
 
 
-class _Size:
-    """Tells the attention layers of one resolution how many rows and columns their tokens have.
+class _Merging:
+    """Before the UNet's calls: tells the attention layers of one resolution how their tokens lie in the picture.
 
-    One call at a time runs in the UNet, as the layers read the size from here.
+    One call at a time runs in the UNet, as the layers read that from here.
     """
 
-    def __init__(self, unet: nn.Module, level: int) -> None:
-        self.whole, self.level = unet.forward, level
+    def __init__(self, level: int, ratio: float, layers: int) -> None:
+        self.level, self.ratio, self.layers = level, ratio, layers
         self.turn, self.tally = Turn(), Tally()
         self.places = Places(torch.empty(0), torch.empty(0))
 
-    def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        sample = anatomy.argument(call.module, anatomy.SAMPLE, args, kwargs)
         with self.turn.lock:
             # Each halving is a convolution of stride 2 that rounds up.
             rows, columns = (math.ceil(side / 2**self.level) for side in sample.shape[-2:])
             self.places = places(rows, columns, sample.device)
-            return self.whole(sample, *args, **kwargs)
+            return call(*args, **kwargs)
+
+    def proof(self) -> dict[str, Any]:
+        return {"merging_layers": self.layers, "merged_calls": self.tally["merged"], "merged_ratio": self.ratio}
 
 
 class _Merged:
-    """One self-attention layer on merged tokens."""
+    """Before the calls of a self-attention layer, which gets merged tokens."""
 
-    def __init__(self, layer: Attention, size: _Size, ratio: float) -> None:
-        self.whole, self.size, self.ratio = layer.forward, size, ratio
+    def __init__(self, merging: _Merging) -> None:
+        self.merging = merging
 
-    def forward(
+    def __call__(
         self,
+        call: Call,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None:
-            return self.whole(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        merge = matching(hidden_states, self.size.places, self.ratio)
-        self.size.tally.add("merged")
-        return merge.undo(self.whole(merge.apply(hidden_states), **kwargs))
+            return call(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        merge = matching(hidden_states, self.merging.places, self.merging.ratio)
+        self.merging.tally.add("merged")
+        return merge.undo(call(merge.apply(hidden_states), **kwargs))
 
 
 @dataclass(frozen=True)

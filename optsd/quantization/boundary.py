@@ -1,7 +1,5 @@
 """Compute a UNet in bfloat16 while its callers keep float32: casts where tensors enter and leave."""
 
-import inspect
-import weakref
 from typing import Any
 
 import torch
@@ -10,11 +8,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from optsd import native
+from optsd import anatomy, native
+from optsd.calls import Call, become, parts, plain_class
+from optsd.patching import Interposed
+from optsd.state import PerPrompt
 
-ENTERING = ("sample", "down_block_additional_residuals", "mid_block_additional_residual")
-"""What is cast besides the text. Not the timestep: bfloat16 cannot tell 999 from 1000, and the UNet makes its sinusoids
-in float32 anyway."""
+KEPT_PRECISE = ("timestep", "time_ids")
+"""What is not cast: bfloat16 cannot tell 999 from 1000, and the denoiser makes its sinusoids in float32 anyway."""
 
 
 def suits_bfloat16(module: nn.Module) -> bool:
@@ -25,17 +25,19 @@ def suits_bfloat16(module: nn.Module) -> bool:
     return is_float32_on_cpu and torch.cpu._is_avx512_bf16_supported()
 
 
-def compute_in_bfloat16(unet: nn.Module) -> None:
+def compute_in_bfloat16(module: nn.Module) -> Interposed:
     """Turn what is left in float32 into bfloat16, and cast what enters and leaves. Calls stay as they are."""
     # diffusers' own `to` warns about modules to keep in float32, of which a UNet has none.
-    nn.Module.to(unet, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    boundary = Boundary(list(inspect.signature(type(unet).forward).parameters)[1:])
-    for module in unet.modules():
-        if type(module) in FUSED and not native.refusal():
-            module.__class__ = FUSED[type(module)]
-    unet.register_forward_pre_hook(boundary.enter, with_kwargs=True)
-    unet.register_forward_hook(boundary.leave)
-    unet.boundary = boundary  # type: ignore[assignment]
+    nn.Module.to(module, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for each in module.modules():
+        if plain_class(each) in FUSED and not native.refusal():
+            become(each, FUSED[plain_class(each)])
+    return Interposed(module, "", Boundary())
+
+
+def boundary_of(module: nn.Module) -> "Boundary | None":
+    """What casts before the module's calls, if anything does."""
+    return next((part for part in parts(module) if isinstance(part, Boundary)), None)
 
 
 class FusedGEGLU(GEGLU):
@@ -96,47 +98,58 @@ FUSED: dict[type, type] = {
 
 
 class Boundary:
-    """The two casts, and the text's last one: in every step of a call it is the same tensor.
+    """Before the calls of a module that others take for float32: casts what enters to the type inside, and back.
 
-    What others keep for each text tensor, such as a KV cache, thus finds it again in the next step.
+    The text's cast is kept for as long as the text lives: in every step of a call it is the same tensor, so that others
+    who keep something for each text, such as a KV cache, find it again.
     """
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+    def __init__(self) -> None:
+        self.texts = PerPrompt()
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        by_place = zip(self.names, args, strict=False)
-        return (
-            tuple(self._cast_entering(name, value) for name, value in by_place),
-            {name: self._cast_entering(name, value) for name, value in kwargs.items()},
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        inside = type_inside(call.module)
+        sample = anatomy.argument(call.module, anatomy.SAMPLE, args, kwargs)
+        names = anatomy.arguments(plain_class(call.module))
+        output = call(
+            *(self._entering(name, value, inside) for name, value in zip(names, args, strict=False)),
+            **{name: self._entering(name, value, inside) for name, value in kwargs.items()},
         )
-
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
         if isinstance(output, tuple):
-            return tuple(cast(part, torch.float32) for part in output)
-        output.sample = cast(output.sample, torch.float32)
+            return tuple(cast(part, sample.dtype) for part in output)
+        output.sample = cast(output.sample, sample.dtype)
         return output
 
-    def _cast_entering(self, name: str, value: Any) -> Any:
-        if name == "encoder_hidden_states" and isinstance(value, Tensor) and value.dtype == torch.float32:
-            return self._cast_text(value)
-        return cast(value, torch.bfloat16) if name in ENTERING else value
+    def converting(self, module: nn.Module, fn: Any) -> Any:
+        """What `module.to(…)` does to its tensors: to those outside it is float32, and `to(float32)` leaves it as it is."""
 
-    def _cast_text(self, text: Tensor) -> Tensor:
-        if text.is_inference():  # it has no version by which a change could be seen
-            return text.to(torch.bfloat16)
-        last = self.last
-        if last is None or last[0]() is not text or last[1] != text._version:
-            last = self.last = (weakref.ref(text), text._version, text.to(torch.bfloat16))
-        return last[2]
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            is_inside = tensor.dtype == torch.bfloat16 and converted.dtype == torch.float32
+            return converted.to(tensor.dtype) if is_inside else converted
 
-    def __deepcopy__(self, memo: dict) -> "Boundary":
-        return Boundary(self.names)
+        return convert
+
+    def _entering(self, name: str, value: Any, inside: torch.dtype) -> Any:
+        if name in KEPT_PRECISE:
+            return value
+        if name in anatomy.TEXT and isinstance(value, Tensor) and value.is_floating_point() and value.dtype != inside:
+            kept = self.texts.of(value)
+            if inside not in kept:
+                kept[inside] = value.to(inside)
+            return kept[inside]
+        return cast(value, inside)
+
+
+def type_inside(module: nn.Module) -> torch.dtype:
+    """The floating-point type of a module's first parameter, which is never quantized."""
+    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating-point tensors, and tuples or lists of them, in that type; everything else as it is."""
+    """Floating-point tensors in that type, in tuples, lists and dictionaries too; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: each if key in KEPT_PRECISE else cast(each, dtype) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(cast(part, dtype) for part in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -5,7 +5,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from optsd import anatomy
+from optsd.calls import plain_class, take_over
 from optsd.errors import BadInput, NothingMatched, Unsupported
+from optsd.patching import Refusal
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
 KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_embedding*")
@@ -14,10 +17,24 @@ KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_emb
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done to one module: the names of the converted layers, and of those left with the reason."""
+    """What was done to one module: the names of the converted layers, and of those left with the reason.
 
+    A change of a pipeline that cannot be taken back: it holds while the quantized layers are where they were put.
+    """
+
+    module: nn.Module
+    name: str
     converted: dict[str, QuantizedLayer]
     left: dict[str, str]
+
+    def holds(self) -> bool:
+        return all(
+            layer in anatomy.at(self.module, place.removeprefix(f"{self.name}.").removesuffix(f".{anatomy.ADAPTED}"))
+            for place, layer in self.converted.items()
+        )
+
+    def revert(self) -> None:
+        raise NotImplementedError("quantization is lossy: its patch refuses to be undone")
 
 
 def check_convertible(module: nn.Module, name: str) -> None:
@@ -52,13 +69,18 @@ def convert(
     left: dict[str, str] = {}
     converted: dict[str, QuantizedLayer] = {}
     replacements: dict[nn.Module, QuantizedLayer] = {}
+    adapters = [f"{layer}." for layer, child in module.named_modules() if anatomy.is_adapter(child)]
     for layer, child in module.named_modules():
         if not isinstance(child, nn.Linear | nn.Conv2d):
+            continue
+        adapter = max((prefix for prefix in adapters if layer.startswith(prefix)), default="")
+        if adapter and not layer.endswith(anatomy.ADAPTED):
+            left[f"{name}.{layer}"] = "it belongs to an adapter, which is small and comes and goes"
             continue
         pattern = next((pattern for pattern in keep if fnmatchcase(layer, pattern)), None)
         if pattern:
             left[f"{name}.{layer}"] = f"kept by {pattern!r}"
-        elif type(child) not in (nn.Linear, nn.Conv2d):
+        elif plain_class(child) not in (nn.Linear, nn.Conv2d):
             left[f"{name}.{layer}"] = f"a {type(child).__name__} may compute something else"
         else:
             try:
@@ -72,4 +94,20 @@ def convert(
         for attribute, child in list(parent._modules.items()):  # named_children() names a shared layer once
             if child in replacements:
                 setattr(parent, attribute, replacements[child])
-    return Conversion(converted, left)
+    for old, new in replacements.items():
+        take_over(new, old)
+    refuse_what_would_lose(module, name)
+    return Conversion(module, name, converted, left)
+
+
+def refuse_what_would_lose(module: nn.Module, name: str) -> None:
+    """Others' methods that would write, or compute with, weights that a quantized module has not: errors, in one line."""
+    module.save_pretrained = Refusal(  # type: ignore[assignment]
+        f"{name} is quantized, and save_pretrained would write a folder that nothing can load",
+        "use optsd.quantization.save(pipe, folder); optsd.load opens it",
+    )
+    if hasattr(type(module), "fuse_qkv_projections"):
+        module.fuse_qkv_projections = Refusal(  # type: ignore[assignment]
+            f"{name} is quantized, and fuse_qkv_projections would put layers of full precision in place of its own",
+            "fuse before quantizing, or leave it out",
+        )

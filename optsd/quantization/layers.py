@@ -7,16 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.utils import _pair as pair
 
+from optsd.errors import Unsupported
 from optsd.quantization import kernels, schemes
 from optsd.quantization.kernels import Weights, Window
 from optsd.quantization.schemes import Int4Weight, Int8Weight
+
+CHANGE_BEFORE = "load weights, and fuse LoRAs, before quantizing; a LoRA that is not fused works after it too"
 
 
 class QuantizedLayer(nn.Module):
     """What QLinear and QConv2d share: integer weights in buffers, in the order that the kernel wants.
 
     `weight` gives the dequantized weights, computed anew at each look: what reads `weight.dtype` or `.device` works,
-    what trains or replaces weights does not.
+    what writes to it, as fusing a LoRA does, raises Unsupported.
     """
 
     values: Tensor  # of INT8 only, packed by the kernel
@@ -35,7 +38,7 @@ class QuantizedLayer(nn.Module):
         window: Window | None = None,
     ) -> None:
         """`bias`: of any float type. `dtype`: that of `weight`, for those who look. Raises BadInput or Unsupported."""
-        super().__init__()
+        nn.Module.__init__(self)  # not that of nn.Linear or nn.Conv2d, which makes weights
         self.dtype, self.kernel_calls, self.window, self.asked = dtype, 0, window, kernel
         self.bits = 8 if isinstance(weight, Int8Weight) else 4
         self.kernel = self._choose(weight.scale.device)
@@ -91,6 +94,11 @@ class QuantizedLayer(nn.Module):
             self.values = self.kernel.pack(self.values)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            raise Unsupported(f"{prefix}weight cannot be loaded into a quantized layer", CHANGE_BEFORE)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.bits == 8:
@@ -112,8 +120,30 @@ class QuantizedLayer(nn.Module):
             self.values = self.kernel.pack(self.values)
 
 
-class QLinear(QuantizedLayer):
-    """A Linear layer: `… × in_features` of any float type to `… × out_features` of that type."""
+class ReadOnly(Tensor):
+    """Weights that are computed from integers: nothing would come of writing to them, so it is refused."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place or name in WRITES or isinstance((kwargs or {}).get("out"), ReadOnly):
+            raise Unsupported("the weights of a quantized layer cannot be changed", CHANGE_BEFORE)
+        with torch._C.DisableTorchFunctionSubclass():
+            output = function(*args, **(kwargs or {}))
+        # `.data` and views share what they are taken from: they are as little to be written to.
+        shares = isinstance(output, Tensor) and name in ("__get__", "detach", "view", "__getitem__")
+        return output.as_subclass(ReadOnly) if shares else output
+
+
+WRITES = ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__")
+
+
+class QLinear(QuantizedLayer, nn.Linear):
+    """A Linear layer: `… × in_features` of any float type to `… × out_features` of that type.
+
+    It is an `nn.Linear` to those who ask, as adapters do before they wrap a layer.
+    """
 
     def __init__(
         self, weight: Int8Weight | Int4Weight, bias: Tensor | None, dtype: torch.dtype, kernel: str = "auto"
@@ -122,8 +152,8 @@ class QLinear(QuantizedLayer):
         self.in_features, self.out_features = self.inputs, len(weight.scale)
 
     @property
-    def weight(self) -> Tensor:
-        return self.dequantized()
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.dequantized().as_subclass(ReadOnly)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.layer(x, self.weights(), None)
@@ -133,10 +163,14 @@ class QLinear(QuantizedLayer):
         return f"{self.in_features}, {self.out_features}, bias={bias}, bits={self.bits}, kernel={self.kernel.name}"
 
 
-class QConv2d(QuantizedLayer):
+class QConv2d(QuantizedLayer, nn.Conv2d):
     """A Conv2d layer with every field of `nn.Conv2d`. Pictures come out channels-last."""
 
     window: Window
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # peft makes the convolutions of an adapter by the class of the layer that it adapts: those are plain.
+        return nn.Conv2d(*args, **kwargs) if args and isinstance(args[0], int) else super().__new__(cls)
 
     def __init__(
         self,
@@ -158,8 +192,9 @@ class QConv2d(QuantizedLayer):
         self.padding, self.padding_mode = layer.padding, layer.padding_mode
 
     @property
-    def weight(self) -> Tensor:
-        return self.dequantized().unflatten(1, (*self.window.kernel_size, -1)).permute(0, 3, 1, 2).contiguous()
+    def weight(self) -> Tensor:  # type: ignore[override]
+        matrix = self.dequantized().unflatten(1, (*self.window.kernel_size, -1))
+        return matrix.permute(0, 3, 1, 2).contiguous().as_subclass(ReadOnly)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":

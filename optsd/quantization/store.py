@@ -19,7 +19,8 @@ from optsd.errors import BadInput, NotFound
 from optsd.files import write_atomically
 from optsd.models import QUANTIZED as INDEX
 from optsd.patching import Pipeline
-from optsd.quantization.boundary import compute_in_bfloat16
+from optsd.quantization.boundary import boundary_of, compute_in_bfloat16
+from optsd.quantization.convert import refuse_what_would_lose
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
@@ -86,7 +87,7 @@ def _save_component(component: Any, folder: Path) -> dict[str, Any]:
         "library": library,
         "class": type(component).__name__,
         "sha256": _sha256(file),
-        "casts": hasattr(component, "boundary"),
+        "casts": boundary_of(component) is not None,
         "layers": layers,
     }
 
@@ -114,6 +115,7 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     component.load_state_dict(tensors, strict=False, assign=True)
     if row["casts"]:
         compute_in_bfloat16(component)
+    refuse_what_would_lose(component, folder.name)
     return component.eval()
 
 

@@ -1,6 +1,8 @@
 """Small UNets of every family, pipelines to patch, and what a run gives. Seeded random weights, float32, CPU."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,3 +123,24 @@ def paint(untrained: Any) -> Callable[..., Any]:
 @pytest.fixture
 def pipe(untrained: Any) -> Any:
     return untrained()
+
+
+@pytest.fixture(scope="session")
+def row_of_document() -> Callable[[str, str, list[str]], None]:
+    """A row of a table in docs/ must say what a test has found. OPTSD_REGENERATE=1 writes it, and fails."""
+
+    def check(document: str, label: str, cells: list[str]) -> None:
+        file = Path(__file__).parents[2] / "docs" / document
+        row = f"| {label} | {' | '.join(cells)} |"
+        lines = file.read_text(encoding="utf-8").splitlines()
+        written = next((number for number, line in enumerate(lines) if line.startswith(f"| {label} |")), None)
+        if written is not None and lines[written] == row:
+            return
+        if os.environ.get("OPTSD_REGENERATE") != "1":
+            pytest.fail(f"{document} has no row like this; run again with OPTSD_REGENERATE=1\n{row}")
+        last = max(number for number, line in enumerate(lines) if line.startswith("|"))
+        lines[last + 1 if written is None else written : last + 1 if written is None else written + 1] = [row]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        pytest.fail(f"{document}: this row was written anew; read it, then run again\n{row}")
+
+    return check

@@ -2,12 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from optsd import native
+from optsd.anatomy import attentions
+from optsd.calls import interpose, parts
 from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
-from optsd.optimizations.attention import Eager, Flash, KernelProcessor, Sdpa, attentions, is_out_of_memory
+from optsd.optimizations.attention import Attend, Eager, FirstOf, Flash, KernelProcessor, Sdpa, is_out_of_memory
 
 
 def seen(unet):
@@ -32,15 +34,16 @@ def test_a_profile_shows_the_kernel_in_every_layer(small_unet, bare, technique, 
 
 
 @pytest.mark.parametrize("technique", [Eager(), Sdpa(), Flash()])
-def test_undo_puts_the_very_processors_back(pipe, technique):
-    before = [attention.processor for _, attention in attentions(pipe)]
+def test_processors_stay_diffusers_own(pipe, technique):
+    layers = [attention for _, attention in attentions(pipe)]
+    before = [(type(layer), layer.processor) for layer in layers]
     patch = technique.apply(pipe)
-    vae_before = pipe.vae.decoder.mid_block.attentions[0].processor
     assert patch.touched == tuple(name for name, _ in attentions(pipe))
-    assert all(attention.processor not in before for _, attention in attentions(pipe))
-    assert pipe.vae.decoder.mid_block.attentions[0].processor is vae_before
+    assert all(layer.processor is processor for layer, (_, processor) in zip(layers, before, strict=True))
+    assert all(parts(layer) for layer in layers)
+    assert not parts(pipe.vae.decoder.mid_block.attentions[0])
     patch.undo()
-    assert all(a is b for a, (_, b) in zip(before, ((n, x.processor) for n, x in attentions(pipe)), strict=True))
+    assert [(type(layer), layer.processor) for layer in layers] == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,8 +73,8 @@ def test_padding_to_a_multiple_of_eight_changes_nothing(width):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("mine", [KernelProcessor((kernels.Flash(),)), KernelProcessor((kernels.Plain(),))])
-def test_the_processor_does_what_diffusers_does(small_unet, masked, mine):
+@pytest.mark.parametrize("kernel", [kernels.Flash(), kernels.Plain()])
+def test_a_layer_does_what_diffusers_does(small_unet, masked, kernel):
     """On latents, on images (the VAE's kind of layer), with a text mask, normed, rescaled, with a residual."""
     from diffusers.models.attention_processor import Attention
 
@@ -85,8 +88,12 @@ def test_the_processor_does_what_diffusers_does(small_unet, masked, mine):
         mask = torch.zeros(2, 1, 5 if text is not None else 12) if masked else None
         if masked:
             mask[..., 2:] = -10000.0
-        expected = AttnProcessor2_0()(layer, hidden, text, mask)
-        torch.testing.assert_close(mine(layer, hidden, text, mask), expected)
+        expected = layer(hidden, text, mask)
+        assert isinstance(layer.processor, AttnProcessor2_0)
+        first = FirstOf((kernel,))
+        interpose(layer, Attend(KernelProcessor(first), first))
+        torch.testing.assert_close(layer(hidden, text, mask), expected)
+        assert first.proof()["kernel_calls"] == 1
 
 
 def test_eager_and_sdpa_are_diffusers_own(pipe, paint):
@@ -158,15 +165,59 @@ def test_the_flash_attn_package(monkeypatch):
     torch.testing.assert_close(package(query, key, key, None, 0.3), expected)
 
 
-def test_other_attention_is_not_replaced(pipe, small_unet, bare):
-    attention = next(attention for _, attention in attentions(pipe))
-    attention.set_processor(IPAdapterAttnProcessor2_0(160, 128))
-    for technique in (Eager(), Sdpa(), Flash()):
-        with pytest.raises(Unsupported, match="would drop what IPAdapterAttnProcessor2_0 does in unet.down_blocks"):
-            technique.check(pipe)
-    other = DDPMPipeline(UNet2DModel(block_out_channels=(32,) * 4, attention_head_dim=8), DDPMScheduler())
-    with pytest.raises(Unsupported, match="needs a UNet2DConditionModel, DDPMPipeline has UNet2DModel"):
+class Softmaxed:
+    """Somebody's processor that computes attention by itself."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **more):
+        return AttnProcessor()(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class Asked(Softmaxed):
+    """Somebody's processor that asks torch, with a mask of booleans."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **more):
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            layer(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text))
+        )
+        mask = torch.ones(len(key), 1, 1, key.shape[2], dtype=torch.bool)
+        mask[..., -1] = False
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return attn.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("technique", [Eager(), Sdpa(), Flash()])
+def test_other_processors_keep_what_they_do(pipe, paint, technique):
+    """What they ask torch for goes to the technique's kernel; what they compute themselves is left, and said."""
+    for processor, left in ((Asked(), 0), (Softmaxed(), 1)):
+        pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(processor)
+        expected = paint(pipe)
+        patch = technique.apply(pipe)
+        torch.testing.assert_close(paint(pipe), expected, rtol=0, atol=1e-4)
+        assert patch.proof["kernel_calls"] == 2 * (len(patch.touched) - left)
+        assert patch.proof.get("left_to") == ({"Softmaxed": 2} if left else None)
+        patch.undo()
+
+
+def test_hooks_of_others_see_the_layers_own_call(pipe, paint):
+    shapes = []
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    handle = layer.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape))
+    patch = Flash().apply(pipe)
+    paint(pipe)
+    assert len(shapes) == 2
+    assert patch.proof["kernel_calls"] == 2 * len(patch.touched)
+    handle.remove()
+
+
+def test_refusals(small_unet, bare):
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False}
+    other = DDPMPipeline(UNet2DModel(block_out_channels=(32,), **blocks), DDPMScheduler())
+    with pytest.raises(NothingMatched, match="flash found no attention layer in the UNet2DModel"):
         Flash().check(other)
+    with pytest.raises(Unsupported, match="has no unet and no transformer; use a text-to-image pipeline"):
+        Flash().check(object())
     untold = small_unet(
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, mid_block_type="UNetMidBlock2D"
     )

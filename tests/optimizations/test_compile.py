@@ -43,7 +43,7 @@ def test_without_a_compiler(monkeypatch, small_unet, bare):
 def test_without_triton(monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(compiling, "check_unet", lambda pipe, name: None)
+    monkeypatch.setattr(compiling.anatomy, "denoiser", lambda pipe: pipe.unet)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unsupported, match="needs triton"):
         Compile().check(SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))))

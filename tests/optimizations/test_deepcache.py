@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from optsd.calls import parts
 from optsd.errors import BadInput, Unsupported
 from optsd.optimizations.deepcache import DeepCache
 from optsd.optimizations.kernels import example_inputs
@@ -41,11 +42,46 @@ def test_a_shallow_step_on_unchanged_deep_features_is_exact(small_unet, bare, fa
 def test_shallow_steps_see_the_new_latents(small_unet, bare):
     unet = small_unet()
     inputs = example_inputs(unet, 1, (8, 8))
-    DeepCache(2).apply(bare(unet))
+    patch = DeepCache(2).apply(bare(unet))
+    noise = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        whole = unet(**inputs | {"timestep": 500}).sample
-        shallow = unet(**inputs | {"timestep": 400, "sample": torch.ones(1, 4, 8, 8)}).sample
+        whole = unet(**inputs | {"timestep": 500, "sample": noise}).sample
+        shallow = unet(**inputs | {"timestep": 400, "sample": noise + torch.randn(1, 4, 8, 8) / 2}).sample
+    assert patch.proof["shallow_steps"] == 1
     assert not torch.allclose(shallow, whole, atol=1e-2)
+
+
+def test_latents_that_are_not_the_same_picture_have_features_of_their_own(small_unet, bare):
+    """Tiles of one picture and pictures in turn, under one prompt tensor, in whatever order: each is what it is alone."""
+    unet = small_unet()
+    inputs = example_inputs(unet, 1, (8, 8))
+    starts = [torch.randn(1, 4, 8, 8) for _ in range(3)]
+    DeepCache(3).apply(bare(unet))
+
+    def step(sample, timestep):
+        return sample - 0.1 * unet(**inputs | {"timestep": timestep, "sample": sample}).sample
+
+    with torch.no_grad():
+        alone = []
+        for sample in starts:
+            for timestep in (900, 700, 500, 300):
+                sample = step(sample, timestep)
+            alone.append(sample)
+        found = dict(enumerate(starts))
+        for timestep, order in ((900, (0, 1, 2)), (700, (2, 0, 1)), (500, (1, 2, 0)), (300, (0, 2, 1))):
+            for number in order:
+                found[number] = step(found[number], timestep)
+    assert all(torch.equal(found[number], alone[number]) for number in found)
+
+
+def test_a_later_start_does_not_continue_another_picture(small_unet, bare):
+    unet = small_unet()
+    inputs = example_inputs(unet, 1, (8, 8))
+    patch = DeepCache(5).apply(bare(unet))
+    with torch.no_grad():
+        for timestep in (900, 400):
+            unet(**inputs | {"timestep": timestep, "sample": torch.randn(1, 4, 8, 8)})
+    assert patch.proof == {"whole_steps": 2, "shallow_steps": 0}
 
 
 def test_a_swapped_prompt_another_size_and_a_rising_time_begin_anew(small_unet, bare):
@@ -75,7 +111,7 @@ def test_an_error_leaves_no_trace(small_unet, bare, denoise):
             unet(**inputs | {"timestep": 400, "sample": torch.zeros(1, 3, 8, 8)})
     assert torch.equal(denoise(unet), expected)
     patch.undo()
-    assert not any("forward" in vars(module) for module in unet.modules())
+    assert not any(parts(module) for module in unet.modules())
 
 
 def test_a_first_step_that_failed_leaves_nothing_to_reuse(small_unet, bare):
@@ -84,12 +120,11 @@ def test_a_first_step_that_failed_leaves_nothing_to_reuse(small_unet, bare):
     with torch.no_grad():
         expected = unet(**inputs | {"timestep": 400}).sample
     patch = DeepCache(3).apply(bare(unet))
-    whole = unet.forward.__self__.whole
-    unet.forward.__self__.whole = lambda *args, **kwargs: 1 / 0
+    unet.forward = lambda *args, **kwargs: 1 / 0
     with torch.no_grad():
         with pytest.raises(ZeroDivisionError):
             unet(**inputs | {"timestep": 500})
-        unet.forward.__self__.whole = whole
+        del unet.forward
         assert torch.equal(unet(**inputs | {"timestep": 400}).sample, expected)
     assert patch.proof == {"whole_steps": 1, "shallow_steps": 0}
 
@@ -116,6 +151,7 @@ def test_threads_that_share_a_unet(pipe, paint):
 def test_a_controlnet_may_add_to_what_is_left_out(small_unet, bare):
     unet = small_unet()
     inputs = example_inputs(unet, 1, (8, 8))
+    inputs["sample"] = torch.randn(1, 4, 8, 8)
     shapes = [(32, 8), (32, 8), (32, 8), (32, 4), (64, 4), (64, 4)]
     residuals = tuple(torch.ones(1, channels, size, size) for channels, size in shapes)
     more = {"down_block_additional_residuals": residuals, "mid_block_additional_residual": torch.ones(1, 64, 4, 4)}

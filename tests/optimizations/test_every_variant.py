@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from optsd.calls import parts
 from optsd.errors import OptsdError, Unsupported
 from optsd.optimizations.compile import Compile
 from optsd.optimizations.kernels import example_inputs, kernels_seen
@@ -94,7 +95,7 @@ def test_a_unet_of_any_family(small_unet, bare, denoise, name, family):
     else:
         patch.undo()
         assert torch.equal(denoise(unet, batch=3, size=(8, 12)), before)
-        assert not any("forward" in vars(module) for module in unet.modules())
+        assert not any(parts(module) for module in unet.modules())
 
 
 @pytest.mark.parametrize(

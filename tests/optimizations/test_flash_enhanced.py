@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from optsd.errors import NothingMatched, Unsupported
+from optsd.anatomy import attentions
+from optsd.calls import parts
+from optsd.errors import Unsupported
 from optsd.optimizations import kernels
-from optsd.optimizations.attention import attentions
-from optsd.optimizations.flash_enhanced import FlashOrNext, HalvedBatch, JoinedProjections, SlicedDecoding
+from optsd.optimizations.flash_enhanced import FlashOrNext, HalvedBatch, SlicedDecoding
 from optsd.optimizations.kernels import example_inputs
-from optsd.patching import replace_attribute
+from optsd.optimizations.projections import JoinedProjections, lie_together, projections
 from optsd.variants import parse
 
 
@@ -23,24 +24,54 @@ def _limit_unet(unet, latents: int) -> list[int]:
         batches.append(len(sample))
         return whole(sample, *args, **kwargs)
 
-    replace_attribute(unet, "forward", forward)
+    unet.forward = forward
     return batches
 
 
-def test_projections_are_joined_without_holding_weights_twice(pipe):
+def test_projections_are_joined_without_holding_weights_twice(pipe, paint):
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    patch = JoinedProjections().apply(pipe)
-    assert sum(p.numel() for p in pipe.unet.parameters()) == sum(tensor.numel() for tensor in before.values())
-    for name, attention in attentions(pipe):
-        assert name in patch.touched
-        assert attention.to_k is None
-        assert (attention.to_q is None) == (not attention.is_cross_attention)
-    patch.undo()
+    expected = paint(pipe)
+    patch = parse("flash-enhanced").apply(pipe)
     after = pipe.unet.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in after.values()}
+    assert sum(held.values()) == sum(tensor.nbytes for tensor in before.values())
+    for attention in (attention for _, attention in attentions(pipe)):
+        assert lie_together(projections(attention))
+    joined = linear_products(pipe, paint)
+    patch.undo()
+    spared = sum(1 if attention.is_cross_attention else 2 for _, attention in attentions(pipe))
+    assert linear_products(pipe, paint) - joined == 2 * spared
+    assert torch.equal(paint(pipe), expected)
+    after = pipe.unet.state_dict()
+    assert list(after) == list(before)
     storages = [tensor.untyped_storage().data_ptr() for tensor in after.values()]
     assert len(set(storages)) == len(storages)
+
+
+def linear_products(pipe, paint) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        paint(pipe, steps=2)
+    return sum(event.count for event in profile.key_averages() if event.key == "aten::linear")
+
+
+@pytest.mark.parametrize(
+    "move", [lambda unet: unet.to(torch.bfloat16), lambda unet: unet.load_state_dict(louder(unet))]
+)
+def test_weights_that_were_moved_are_joined_again(small_unet, bare, denoise, move):
+    unet, plain = small_unet(), small_unet()
+    patch = parse("flash-enhanced").apply(bare(unet))
+    joined = patch.proof["joined_projections"]
+    assert joined == len(list(attentions(bare(unet))))
+    for each in (unet, plain):
+        move(each)
+    torch.testing.assert_close(denoise(unet), denoise(plain), rtol=0.05, atol=0.05)
+    assert patch.proof["joined_projections"] == joined
+
+
+def louder(unet):
+    return {name: tensor * 1.1 for name, tensor in unet.state_dict().items()}
 
 
 def test_projections_with_biases(small_unet, bare, denoise):
@@ -55,14 +86,18 @@ def test_projections_with_biases(small_unet, bare, denoise):
     torch.testing.assert_close(denoise(unet), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_only_plain_linear_layers_are_joined(pipe):
-    class Adapted(nn.Linear):
-        pass
+def test_only_plain_linear_layers_are_joined(pipe, paint):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
 
     for _, attention in attentions(pipe):
-        attention.to_k = Adapted(attention.to_k.in_features, attention.to_k.out_features, bias=False)
-    with pytest.raises(NothingMatched, match="no plain projections"):
-        JoinedProjections().apply(pipe)
+        attention.to_k.__class__ = Doubled
+    expected = paint(pipe)
+    patch = parse("flash-enhanced").apply(pipe)
+    torch.testing.assert_close(paint(pipe), expected, rtol=0, atol=1e-4)
+    layers = len(list(attentions(pipe)))
+    assert (patch.proof["joined_projections"], patch.proof["separate_projections"]) == (0, layers)
 
 
 def test_fallbacks_in_the_declared_order_with_their_reasons(monkeypatch, small_unet, bare, denoise):
@@ -148,7 +183,7 @@ def test_halved_texts_die_with_the_prompt(small_unet, bare):
     inputs = example_inputs(unet, 2, (8, 8))
     with torch.no_grad():
         unet(**inputs)
-    store = unet.forward.__self__.parts
+    store = parts(unet)[-1].parts
     assert len(store) == 1
     del inputs
     gc.collect()
@@ -161,7 +196,7 @@ def test_one_latent_too_many_and_other_errors_are_raised(small_unet, bare):
     HalvedBatch().apply(bare(unet))
     with pytest.raises(torch.OutOfMemoryError), torch.no_grad():
         unet(**example_inputs(unet, 4, (8, 8)))
-    unet.forward.__self__.whole = small_unet().forward
+    unet.forward = small_unet().forward
     with pytest.raises(RuntimeError, match="channels"), torch.no_grad():
         unet(**example_inputs(unet, 4, (8, 8)) | {"sample": torch.zeros(4, 3, 8, 8)})
 

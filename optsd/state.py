@@ -1,6 +1,10 @@
-"""What a technique remembers while a pipeline runs: counts, and values that live exactly as long as a prompt."""
+"""What a technique remembers while a pipeline runs: counts, and values that live exactly as long as a prompt.
+
+Copies and pickles of a patched module begin anew: they take over neither counts nor what was kept.
+"""
 
 import threading
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -9,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Tally:
-    """Counts events from any thread. A deep copy of a patched module starts counting anew."""
+    """Counts events from any thread."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -25,22 +29,44 @@ class Tally:
     def __getitem__(self, event: str) -> int:
         return self._counts[event]
 
+    @property
+    def total(self) -> int:
+        return sum(self._counts.values())
+
     def counts(self) -> dict[str, int]:
         with self._lock:
             return dict(self._counts)
 
-    def __deepcopy__(self, memo: dict) -> "Tally":
-        return Tally()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tally, ()
 
 
 class Turn:
-    """A lock that a deep copy of a patched module gets anew."""
+    """A lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
 
-    def __deepcopy__(self, memo: dict) -> "Turn":
-        return Turn()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Turn, ()
+
+
+class LastPrompt:
+    """Knows whether a prompt tensor is another than in the call before: once a pipeline call, not once a step."""
+
+    def __init__(self) -> None:
+        self._last: weakref.ref[torch.Tensor] | None = None
+
+    def is_new(self, prompt: torch.Tensor | None) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        if prompt is not None and self._last is not None and self._last() is prompt:
+            return False
+        self._last = None if prompt is None else weakref.ref(prompt)
+        return True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LastPrompt, ()
 
 
 class PerPrompt:
@@ -70,8 +96,8 @@ class PerPrompt:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __deepcopy__(self, memo: dict) -> "PerPrompt":
-        return PerPrompt()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PerPrompt, ()
 
 
 def _unchanged(tensor: torch.Tensor, seen: "int | torch.Tensor") -> bool:

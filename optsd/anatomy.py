@@ -1,0 +1,148 @@
+"""What a pipeline is made of, whatever its class: the one file that knows how diffusers names things."""
+
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from optsd.errors import Unsupported
+
+Pipeline: TypeAlias = Any
+"""A diffusers pipeline with a denoiser and a `vae`; diffusers declares these attributes nowhere."""
+
+DENOISERS = ("unet", "transformer")
+ADAPTED = "base_layer"
+"""What peft calls the layer that an adapter, such as a LoRA, wraps."""
+
+
+def denoiser_name(pipe: Pipeline) -> str:
+    """`unet` or `transformer`: the attribute of the pipeline, and the first word of its layers' names."""
+    found = next((name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)), None)
+    if found is None:
+        raise Unsupported(
+            f"{type(pipe).__name__} has no {' and no '.join(DENOISERS)}", "use a text-to-image pipeline of diffusers"
+        )
+    return found
+
+
+def denoiser(pipe: Pipeline) -> Any:
+    """The network that is called in every step; of one that `torch.compile` has wrapped, the network itself."""
+    return component(pipe, denoiser_name(pipe))
+
+
+def component(pipe: Pipeline, name: str) -> Any:
+    """A part of the pipeline by its name, or None; of one that `torch.compile` has wrapped, the module inside."""
+    module = getattr(pipe, name, None)
+    return getattr(module, "_orig_mod", module)
+
+
+def at(root: nn.Module, place: str) -> list[nn.Module]:
+    """The module at that place now, and, where adapters wrap one, those inside it: the outermost first, or none."""
+    found: list[nn.Module] = []
+    try:
+        module: Any = root.get_submodule(place)
+    except AttributeError:
+        return found
+    while isinstance(module, nn.Module):
+        found.append(module)
+        module = getattr(module, ADAPTED, None)
+    return found
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether it wraps a layer of the model, as peft's LoRA layers do."""
+    return isinstance(getattr(module, ADAPTED, None), nn.Module)
+
+
+SAMPLE = ("sample", "hidden_states")
+TIMESTEP = ("timestep",)
+TEXT = ("encoder_hidden_states",)
+
+
+def argument(module: nn.Module, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call of a denoiser gives for the first of these names that it has, by place or by name; None without."""
+    for name, value in kwargs.items():
+        if name in names:
+            return value
+    return next((value for name, value in zip(arguments(type(module)), args, strict=False) if name in names), None)
+
+
+@cache
+def arguments(kind: type) -> tuple[str, ...]:
+    """The names of what a module's `forward` takes, in order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+
+
+def is_compiling() -> bool:
+    """Whether a compiler reads the code instead of running it: what happens in a graph is not counted here."""
+    return torch.compiler.is_compiling()
+
+
+def is_cross(attention: Any) -> bool:
+    """Whether an attention layer takes keys and values from the text, and nothing else."""
+    return bool(getattr(attention, "is_cross_attention", False))
+
+
+def text_projections(attention: Any) -> tuple[str, ...]:
+    """The layers of a cross-attention that read the text now: one if keys and values were fused, else two."""
+    return ("to_kv",) if type(attention.processor).__name__.startswith("Fused") else ("to_k", "to_v")
+
+
+def projects_text(unet: Any) -> bool:
+    """Whether the UNet makes of the text another tensor in every step. An IP-Adapter adds to it, and leaves it alone."""
+    if getattr(unet, "encoder_hid_proj", None) is None:
+        return False
+    return unet.config.encoder_hid_dim_type != "ip_image_proj" or hasattr(unet, "text_encoder_hid_proj")
+
+
+def check_unet(pipe: Pipeline, technique: str) -> None:
+    """Raise Unsupported unless the pipeline has the UNet that all of Stable Diffusion 1, 2 and XL have."""
+    from diffusers import UNet2DConditionModel
+
+    found = denoiser(pipe)
+    if not isinstance(found, UNet2DConditionModel):
+        raise Unsupported(
+            f"{technique} needs a UNet2DConditionModel, {type(pipe).__name__} has a {type(found).__name__}",
+            "use a Stable Diffusion 1, 2 or XL pipeline",
+        )
+
+
+def head_width(attention: Any) -> int:
+    """Channels of one head."""
+    return attention.inner_dim // attention.heads
+
+
+def has_plain_processor(attention: Any) -> bool:
+    """Whether it computes softmax(QKᵀ)V of its projections and nothing else, so that any way of computing that will do.
+
+    Not so where an adapter adds to it, or where queries are normalized.
+    """
+    more = ("added_kv_proj_dim", "norm_q", "norm_k")
+    return type(attention.processor) in _plain_processors() and all(
+        getattr(attention, name, None) is None for name in more
+    )
+
+
+@cache
+def _plain_processors() -> tuple[type, ...]:
+    from diffusers.models import attention_processor as processors
+
+    return (
+        processors.AttnProcessor,
+        processors.AttnProcessor2_0,
+        processors.SlicedAttnProcessor,
+        processors.XFormersAttnProcessor,
+    )
+
+
+def attentions(pipe: Pipeline) -> Iterator[tuple[str, Any]]:
+    """The denoiser's attention layers with their names (`unet.mid_block.attentions.0.transformer_blocks.0.attn1`)."""
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
+
+    for name, module in denoiser(pipe).named_modules(prefix=denoiser_name(pipe)):
+        if isinstance(module, Attention | AttentionModuleMixin):
+            yield name, module
