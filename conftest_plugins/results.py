@@ -12,6 +12,7 @@ import pytest
 from conftest_plugins.options import OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
 from optsd.files import write_atomically
+from optsd.judge.benchmark_json import OURS
 from optsd.metrics import metric
 from optsd.records import Measurement, Results, Technique, Verdict
 
@@ -156,6 +157,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     writer = terminalreporter._tw
     print_table(results, Console(file=writer._file, width=min(writer.fullwidth, 120), force_terminal=writer.hasmarkup))
     terminalreporter.line(f"written to {config.stash[OUTPUT]}: index.html, results.json, contact-sheet.png")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """What `optsd compare` must know of a --benchmark-json: figures of two workloads or machines are not compared."""
+    recorder = config.stash[RECORDER]
+    if not recorder.empty:
+        results = recorder.results()
+        output_json[OURS] = {"machine": results.machine, "workload": asdict(results.workload)}
 
 
 def as_extra_info(measurements: list[Measurement]) -> dict:

@@ -152,10 +152,10 @@ def measure(file: Path, runs: int, rounds: int, busy: bool, limit_s: float) -> N
 def read(file: Path) -> list[dict]:
     """The runs in a file. Raises BadInput where it is none of `measure`."""
     try:
-        runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        runs = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines()]
         if not all({"seconds", "load", "machine"} <= set(run) for run in runs):
             raise ValueError("a line is no run")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{file} has no trials ({error})", "make it with: python -m optsd.judge.trials measure FILE"
         ) from error
