@@ -6,15 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput
 from optsd.judge.statistics import median_interval, ratio_interval
 from optsd.records import Measurement, Results, Technique, Workload
-
-settings.register_profile("busy machine", deadline=None, max_examples=60)
-settings.load_profile("busy machine")
 
 CPU_WORKLOAD = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
 GUIDE_WORKLOAD = Workload("sd15", "cuda", "float16", 50, 7.5, 512, 512, 4)
