@@ -1,5 +1,6 @@
 """The options of a run: which model, which variants, which workload. Imports no torch until tests run."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from optsd import models, workloads
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate.devices import DEVICES, find
 from optsd.records import Workload
+from optsd.report import folders
 from optsd.variants import GUIDE_VARIANTS, canonical
 
 SOURCE = pytest.StashKey[models.Source]()
@@ -15,6 +17,9 @@ VARIANTS = pytest.StashKey[tuple[str, ...]]()
 WORKLOAD = pytest.StashKey[Workload]()
 DEVICE = pytest.StashKey[str]()
 OUTPUT = pytest.StashKey[Path]()
+"""This run's folder. It is made when there is something to put into it."""
+_OUTPUT_OF_THE_RUN = "optsd_output"
+_LATEST = f"reports/{folders.LATEST}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, help="timed calls of each variant, interleaved with the baseline's")
     group.addoption("--images", type=int, help="pictures for the quality metrics")
     group.addoption("--seed", type=int, default=42, help="of the pictures' noise (default: %(default)s)")
-    group.addoption("--output", default="reports/latest", help="folder of results and pictures (default: %(default)s)")
+    group.addoption(
+        "--output",
+        default=_LATEST,
+        metavar="FOLDER",
+        help="of results and pictures; one that holds no other run's (default: a new one under reports/, which "
+        "%(default)s leads to)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,10 +79,36 @@ def pytest_configure(config: pytest.Config) -> None:
         workloads.at_least("--images", preset.images, 1)
         workloads.at_least("--seed", option("--seed"), 0)
         config.stash[VARIANTS] = _variants(option("--variant"))
-        config.stash[OUTPUT] = (config.rootpath / option("--output")).resolve()
+        config.stash[OUTPUT] = _output(config)
         _check_device_name(option("--device"))
         if option("--dtype") not in ("auto", *models.DTYPES):
             raise BadInput(f"--dtype {option('--dtype')} is unknown", f"use auto, {', '.join(models.DTYPES)}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """xdist: tell a worker where its run writes."""
+    node.workerinput[_OUTPUT_OF_THE_RUN] = str(node.config.stash[OUTPUT])
+
+
+def _output(config: pytest.Config) -> Path:
+    """A folder in which no run is lost to this one; a worker's is that of the run."""
+    if hasattr(config, "workerinput"):
+        return Path(config.workerinput[_OUTPUT_OF_THE_RUN])
+    latest, given = config.rootpath / _LATEST, config.rootpath / config.getoption("--output")
+    if Path(os.path.normpath(given)) == latest:  # as it is spelled: where the link leads is another run's
+        folder = folders.new_run(latest.parent)
+        # --junitxml=reports/latest/… and --benchmark-json=…: the latest run will be this one.
+        for name in ("xmlpath", "benchmark_json"):
+            given = config.invocation_params.dir / (getattr(config.option, name, None) or ".")
+            file = Path(os.path.normpath(given))
+            if file.is_relative_to(latest):
+                setattr(config.option, name, str(folder / file.relative_to(latest)))
+        return folder
+    folder = given.resolve()
+    if (folder / "results.json").exists() and not config.option.collectonly:
+        raise BadInput(f"--output {config.getoption('--output')} holds another run", "name a new folder, or remove it")
+    return folder
 
 
 def chosen_preset(config: pytest.Config) -> workloads.Preset:

@@ -12,8 +12,14 @@ import pytest
 from conftest_plugins.options import OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
 from optsd.files import write_atomically
+from optsd.judge.benchmark_json import OURS
 from optsd.metrics import metric
 from optsd.records import Measurement, Results, Technique, Verdict
+from optsd.report import folders
+from optsd.terminals import survive
+
+MANY_BYTES = 2**30
+"""Of runs that are kept: above this the end of a run says so."""
 
 RECORDER = pytest.StashKey["Recorder"]()
 
@@ -80,10 +86,17 @@ class Recorder:
         now = self.results()
         self._results = replace(now, **{name: getattr(now, name) + more for name, more in rows.items()})
         if not hasattr(self._config, "workerinput"):
-            write_atomically(self._config.stash[OUTPUT] / "results.json", self._results.to_json())
+            folder = self._config.stash[OUTPUT]
+            if not (folder / "results.json").exists() and folder.parent == self._config.rootpath / "reports":
+                folders.make_latest(folder)
+            write_atomically(folder / "results.json", self._results.to_json())
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """A terminal that lacks a sign must not cost a run its table."""
+    survive()
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        survive(reporter._tw._file)
     config.stash[RECORDER] = Recorder(config)
 
 
@@ -155,7 +168,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("results")
     writer = terminalreporter._tw
     print_table(results, Console(file=writer._file, width=min(writer.fullwidth, 120), force_terminal=writer.hasmarkup))
-    terminalreporter.line(f"written to {config.stash[OUTPUT]}: index.html, results.json, contact-sheet.png")
+    folder = config.stash[OUTPUT]
+    written = [name for name in ("index.html", "results.json", "contact-sheet.png") if (folder / name).is_file()]
+    terminalreporter.line(f"written to {folder}: {', '.join(written)}")
+    runs = folders.runs_in(folder.parent)
+    if folder in runs and (size := folders.bytes_of(runs)) > MANY_BYTES:
+        terminalreporter.line(f"{folder.parent} holds {len(runs)} runs, {size / 2**30:.1f} GiB: none is ever removed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """What `optsd compare` must know of a --benchmark-json: figures of two workloads or machines are not compared."""
+    recorder = config.stash[RECORDER]
+    if not recorder.empty:
+        results = recorder.results()
+        output_json[OURS] = {"machine": results.machine, "workload": asdict(results.workload)}
 
 
 def as_extra_info(measurements: list[Measurement]) -> dict:

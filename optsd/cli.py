@@ -5,6 +5,7 @@ import sys
 
 from optsd import __version__
 from optsd.errors import OptsdError
+from optsd.terminals import survive
 
 COMMANDS = {
     # name -> (module, what it does)
@@ -32,6 +33,7 @@ optsd COMMAND --help tells more. optsd --version prints {version}."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status. An error of the user's is one line on stderr and status 2."""
+    survive()
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] == "--version":
         print(__version__)

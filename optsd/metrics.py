@@ -52,6 +52,11 @@ METRICS: dict[str, Metric] = {
 """`*_retention` (optimized ÷ baseline, as the guide defines it) exists for every quality metric; see `metric`."""
 
 
+def zero_is_a_figure(name: str) -> bool:
+    """Whether a metric can rightly be zero or below; no time, size or speed can. Raises KeyError as `metric` does."""
+    return name == "memory_reduction" or metric(name).kind == "quality"
+
+
 def metric(name: str) -> Metric:
     """The table's row for a metric, and for `<quality metric>_retention`. Raises KeyError for any other name."""
     base = name.removesuffix("_retention")

@@ -1,15 +1,34 @@
 """What the tests share. Nothing here imports torch before a test asks for it."""
 
+import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 pytest_plugins = ["pytester"]
+
+# The same examples each time, however slow the machine and whichever tests run.
+settings.register_profile(
+    "any machine", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def the_same_chance():
+    """A test draws the same numbers alone, after any other, and in any worker."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput
+from optsd.files import write_atomically
 from optsd.records import Measurement, Results, Technique, Verdict, Workload, dumps
 
 WORKLOAD = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
@@ -74,3 +75,36 @@ def test_lookup_by_variant_and_metric() -> None:
     assert results.get("int8", "latency_s") is found
     assert results.get("int8", "fid") is None
     assert results.variants == ("int8",)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"machine": []}, "it is \\[\\], not dict"),
+        ({"workload": {**vars(WORKLOAD), "steps": "20"}}, "steps is '20', not a number"),
+        ({"workload": {**vars(WORKLOAD), "guidance": 1e999}}, "guidance is inf, not a number|is no JSON"),
+        ({"measurements": "none"}, "it is 'none', not dict"),
+        ({"measurements": [{"variant": 3, "metric": "m", "unit": "", "value": 1.0}]}, "variant is 3, not str"),
+        ({"measurements": [{"variant": "a", "metric": "m", "unit": "", "value": "1"}]}, "value is '1', not a number"),
+        (
+            {"measurements": [{"variant": "a", "metric": "m", "unit": "", "value": 1, "samples": "12"}]},
+            "samples is '12'",
+        ),
+        ({"images": [{"variant": "a"}]}, "file"),
+        ({"failures": [{"variant": None}]}, "variant is None, not str"),
+        ({"techniques": [{"variant": "a", "exact": True, "touched": [1]}]}, "touched is 1, not str"),
+        ({"verdicts": {}}, "verdicts is {}, not list"),
+        ({"complete": "yes"}, "it is 'yes', not bool"),
+    ],
+)
+def test_a_row_of_another_type_is_said_in_one_line(change: dict, said: str) -> None:
+    text = json.dumps({**json.loads(Results({}, WORKLOAD).to_json()), **change})
+    with pytest.raises(BadInput, match=f"some.json.*({said})"):
+        Results.from_json(text, "some.json")
+
+
+def test_an_argument_that_is_not_utf8_survives(tmp_path) -> None:
+    """Half of a surrogate pair is what Python makes of such bytes on a command line; UTF-8 has no place for it."""
+    results = Results({}, WORKLOAD, command="pytest bench --output=caf\udce9")
+    write_atomically(tmp_path / "results.json", results.to_json())
+    assert Results.read(tmp_path / "results.json") == results

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from optsd.judge.expectations import Claim, Claims
-from optsd.judge.verdicts import gpu_warning, joined, why_absent
+from optsd.judge.verdicts import flaw, gpu_warning, joined, why_absent
 from optsd.metrics import metric
 from optsd.records import Measurement, Results, Verdict
 
@@ -41,8 +41,8 @@ def _claim_status(claim: Claim, claims: Claims, results: Results, found: Measure
         return "not comparable", difference
     if found is None or found.value is None:
         return "not measured", found.note if found else why_absent(claim.variant, results)
-    if found.value <= 0 and metric(claim.metric).unit in ("s", "×", "B"):
-        return "not measured", f"{found.value:g} is no measurement"
+    if problem := flaw(found):
+        return "not measured", problem
     higher_is_better = metric(claim.metric).better == "higher"
     low = -math.inf if claim.low is None else claim.low - claim.tolerance.around(claim.low)
     high = math.inf if claim.high is None else claim.high + claim.tolerance.around(claim.high)

@@ -1,8 +1,9 @@
 """`optsd compare A.json B.json`: judges two finished runs by the rules of the gate. Imports no torch."""
 
 import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from optsd.errors import BadInput
@@ -10,9 +11,9 @@ from optsd.judge.benchmark_json import read_run
 from optsd.judge.expectations import GUIDE_TOLERANCES, Tolerance
 from optsd.judge.recording import as_baselines
 from optsd.judge.regressions import judge_regressions
-from optsd.judge.verdicts import failing, nothing_was_judged
+from optsd.judge.verdicts import FAILING, failing, nothing_was_judged
 from optsd.metrics import METRICS
-from optsd.records import Verdict, dumps
+from optsd.records import READING, Verdict, dumps
 
 EXAMPLES = """examples:
   optsd compare main.json branch.json           has the branch become slower, larger or worse?
@@ -23,7 +24,8 @@ EXAMPLES = """examples:
 A and B are results.json files of `pytest bench`, or files of `pytest --benchmark-json=FILE`.
 
 exit status: 0 nothing regressed; 1 something did, or nothing could be decided, or (with --gate) a figure is
-missing in one of the runs; 2 wrong usage or a file that is no run."""
+missing in one of the runs; 2 wrong usage, a file that is no run, or one with a figure that is none (the others are
+judged all the same)."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +51,14 @@ def main(arguments: list[str]) -> int:
     tolerances = {**GUIDE_TOLERANCES, **dict(_parse_tolerance(text) for text in chosen.tolerance)}
     before, after = read_run(chosen.before), read_run(chosen.after)
     verdicts = judge_regressions(as_baselines(before, str(chosen.before), tolerances), after)
+    unusable = [row for run in (before, after) for row in run.failures if row.get("stage") == READING]
+    why = {(row.get("variant"), row.get("metric")): row["reason"] for row in unusable}
+    verdicts = tuple(
+        replace(row, status="not measured", note=why[row.variant, row.metric])
+        if (row.variant, row.metric) in why
+        else row
+        for row in verdicts
+    )
     failed = failing(verdicts, gate=chosen.gate)
     nothing = nothing_was_judged(verdicts)
     if chosen.json:
@@ -56,7 +66,11 @@ def main(arguments: list[str]) -> int:
     else:
         print(_table(verdicts))
         print(_conclusion(verdicts, failed, nothing))
-    return 1 if failed or nothing else 0
+    for row in unusable:
+        print(f"optsd: {row['reason']}", file=sys.stderr)
+    if any(row.status in FAILING for row in failed):
+        return 1
+    return 2 if unusable else 1 if failed or nothing else 0
 
 
 def _parse_tolerance(text: str) -> tuple[str, Tolerance]:

@@ -14,9 +14,6 @@ from optsd.records import Workload
 
 SCHEMA = 1
 
-ZERO_IS_A_FIGURE = ("memory_reduction", "kid", "kid_shapes", "lpips", "lpips_shapes", "fid_shapes", "fid")
-"""Metrics that can rightly be zero, or below; no relative tolerance means anything there."""
-
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from optsd.errors import BadInput
+from optsd.files import parse_json, read_text
 from optsd.judge.expectations import (
     SCHEMA,
-    ZERO_IS_A_FIGURE,
     Baselines,
     Claim,
     Claims,
@@ -22,21 +22,25 @@ from optsd.judge.expectations import (
     Tolerance,
     tolerance_for,
 )
-from optsd.metrics import METRICS, metric
-from optsd.records import Workload
+from optsd.metrics import METRICS, metric, zero_is_a_figure
+from optsd.records import Workload, is_finite, record
 from optsd.variants import canonical
 
 
 def read_claims(file: Path) -> Claims:
     """The guide's claims. Raises BadInput, naming file, row and remedy, for anything that is not as the schema says."""
-    data = _load(file)
+    data = _parse(file, read_text(file, "give the path of an expectations file"))
     _keys(file, "the file", data, "schema guide workload images models tolerance claims", optional="$schema")
     workload = data["workload"]
     known = {field.name for field in fields(Workload)} - {"model", "seed"}
     _keys(file, "workload", workload, known)
+    _workload(file, "workload", {"model": "any", **workload})
     models = data["models"]
     _keys(file, "models", models, "performance quality")
-    if not isinstance(data["images"], int) or data["images"] < 1:
+    for kind, names in models.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            _refuse(file, f"models {kind}", f"{names!r} is no list of models", "name at least one")
+    if not isinstance(data["images"], int) or isinstance(data["images"], bool) or data["images"] < 1:
         _refuse(file, "images", f"{data['images']!r} is no number of pictures", "give a whole number above zero")
     tolerances = _tolerances(file, data["tolerance"])
     claims = [_claim(file, where, row, tolerances) for where, row in _rows(file, "claims", data["claims"])]
@@ -53,7 +57,12 @@ def read_claims(file: Path) -> Claims:
 
 def read_baselines(file: Path) -> Baselines:
     """A machine's recorded figures. Raises BadInput as `read_claims` does."""
-    data = _load(file)
+    return parse_baselines(file, read_text(file, "give the path of an expectations file"))
+
+
+def parse_baselines(file: Path, text: str) -> Baselines:
+    """What `read_baselines` makes of a file with this text, which need not be there yet."""
+    data = _parse(file, text)
     _keys(file, "the file", data, "schema machine tolerance runs", optional="$schema")
     if not isinstance(data["machine"], str) or not data["machine"]:
         _refuse(file, "machine", "it is no name of a machine", "record the file with --expected-update")
@@ -85,13 +94,17 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
 def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tolerance]) -> Run:
     _keys(file, where, run, "workload created rounds identity versions kernels noise_floor load rows")
     _keys(file, f"{where} workload", run["workload"], {field.name for field in fields(Workload)})
+    workload = _workload(file, f"{where} workload", run["workload"])
+    for key, kind in (("created", str), ("rounds", int)):
+        if not isinstance(run[key], kind):
+            _refuse(file, f"{where} {key}", f"it is {run[key]!r}", "record the file again with --expected-update")
     for key in ("identity", "versions", "kernels", "load"):
         if not isinstance(run[key], dict):
             _refuse(file, f"{where} {key}", "it is no table", "record the file again with --expected-update")
-    _figure(file, where, "noise_floor", run["noise_floor"], "memory_reduction", Tolerance(absolute=0))
+    _number(file, where, "noise_floor", run["noise_floor"])
     rows = [_row(file, f"{where} {place}", row, tolerances) for place, row in _rows(file, "rows", run["rows"])]
     _refuse_duplicates(file, ((f"{row.variant} {row.metric}", f"{where} rows") for row in rows))
-    return Run(**{**run, "workload": Workload(**run["workload"]), "rows": tuple(rows)})
+    return Run(**{**run, "workload": workload, "rows": tuple(rows)})
 
 
 def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Row:
@@ -103,22 +116,16 @@ def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tole
     if not isinstance(samples, list):
         _refuse(file, where, "samples is no list", "record the file again with --expected-update")
     judged = tolerance or tolerance_for(name, tolerances)
-    for key in {"value", "low", "high"} & set(row):
-        _figure(file, where, key, row[key], name, judged if key == "value" else Tolerance(absolute=0))
+    _figure(file, where, "value", row["value"], name, judged)
+    for key in {"low", "high"} & set(row):  # of a figure above zero, the interval may reach it
+        _number(file, where, key, row[key])
     for figure in samples:
         _figure(file, where, "samples", figure, name, judged)
     return Row(variant, name, row["value"], row.get("low"), row.get("high"), tuple(samples), tolerance)
 
 
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: _refuse_number(file, name))
-    except OSError as error:
-        raise BadInput(f"cannot read {file} ({error.strerror})", "give the path of an expectations file") from error
-    except ValueError as error:
-        raise BadInput(
-            f"{file} is no JSON, or a part of it is missing ({error})", "restore it from version control"
-        ) from error
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    data = parse_json(text, str(file), "restore it from version control", lambda name: _refuse_number(file, name))
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise BadInput(f"{file} is no expectations file of schema {SCHEMA}", f'begin it with {{"schema": {SCHEMA}}}')
     return data
@@ -158,16 +165,27 @@ def _variant_and_metric(file: Path, where: str, row: dict[str, Any]) -> tuple[st
     return variant, row["metric"]
 
 
+def _workload(file: Path, where: str, data: dict[str, Any]) -> Workload:
+    try:
+        return record(Workload, data)
+    except TypeError as error:
+        _refuse(file, where, str(error), "write it as a results.json has it")
+
+
+def _number(file: Path, where: str, key: str, value: Any) -> None:
+    if not is_finite(value):
+        _refuse(file, where, f"{key} {value!r:.60} is no number", "record a measured one, or remove the row")
+
+
 def _figure(file: Path, where: str, key: str, value: Any, name: str, tolerance: Tolerance) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        _refuse(file, where, f"{key} {value!r} is no number", "record a measured one, or remove the row")
-    if value <= 0 and (name not in ZERO_IS_A_FIGURE or tolerance.absolute is None):
+    _number(file, where, key, value)
+    if value <= 0 and (not zero_is_a_figure(name) or tolerance.absolute is None):
         _refuse(
             file,
             where,
             f"{key} {value:g} is not above zero and would hide any regression",
             "record a measured one, or give the row an absolute tolerance"
-            if name in ZERO_IS_A_FIGURE
+            if zero_is_a_figure(name)
             else "record a measured one, or remove the row",
         )
 
@@ -183,7 +201,7 @@ def _tolerance(file: Path, where: str, data: Any) -> Tolerance:
         _refuse(file, where, "its tolerance is not one number", 'write {"relative": 0.1} or {"absolute": 0.02}')
     ((key, value),) = data.items()
     most = 1 if key == "relative" else math.inf  # 10 for 10 % would let everything pass
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < most:
+    if not is_finite(value) or not 0 <= value < most:
         _refuse(file, where, f"{key} tolerance {value!r} is out of range", "write 0.1 for ±10 %")
     return Tolerance(**data)
 

@@ -1,5 +1,6 @@
 """Makes a machine's file from a run, or from a run and the file that is there."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from optsd.files import write_atomically
 from optsd.judge.expectations import (
     GUIDE_TOLERANCES,
     NEAR_ZERO,
-    ZERO_IS_A_FIGURE,
     Baselines,
     Row,
     Run,
@@ -17,8 +17,9 @@ from optsd.judge.expectations import (
     identity,
     machine_name,
 )
-from optsd.judge.reading import read_baselines
+from optsd.judge.reading import parse_baselines, read_baselines
 from optsd.judge.regressions import RECORDED, TIMED, is_noise_floor, kernels, noise_floor
+from optsd.metrics import zero_is_a_figure
 from optsd.records import Measurement, Results, dumps
 
 
@@ -56,7 +57,8 @@ def update(file: Path, results: Results) -> Baselines:
     """Write what the run measured into the machine's file, which is made if need be.
 
     Variants that this run did not measure keep their rows, when these come from the same machine and versions.
-    Raises BadInput for a run without a figure, and for a file that is there and wrong.
+    Raises BadInput for a run without a figure, for one with a figure that no gate could read again (a time of zero,
+    a figure measured twice), and for a file that is there and wrong; nothing is written then.
     """
     now = read_baselines(file) if file.exists() else None
     previous = now.run(results.workload) if now else None
@@ -71,14 +73,30 @@ def update(file: Path, results: Results) -> Baselines:
     others = tuple(other for other in now.runs if other.workload != run.workload) if now else ()
     name = machine_name(results.machine, results.workload.device)
     written = Baselines(str(file), name, now.tolerance if now else dict(GUIDE_TOLERANCES), (*others, run))
-    write_atomically(file, dumps(written.to_json()))
-    return read_baselines(file)
+    _refuse_twice(run)
+    try:
+        text = dumps(written.to_json())
+        checked = parse_baselines(file, text)
+    except (BadInput, ValueError) as error:
+        said, remedy = (error.problem, error.remedy) if isinstance(error, BadInput) else (str(error), "run it again")
+        raise BadInput(f"this run cannot be recorded: {said}", remedy) from error
+    write_atomically(file, text)
+    return checked
+
+
+def _refuse_twice(run: Run) -> None:
+    counts = Counter((row.variant, row.metric) for row in run.rows)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise BadInput(
+            f"this run cannot be recorded: it has {' '.join(twice)} twice, and does not say which figure holds",
+            "let every bench run once, without reruns",
+        )
 
 
 def _row(found: Measurement, value: float, previous: Run | None) -> Row:
     before = previous.row(found.variant, found.metric) if previous else None
     tolerance = before.tolerance if before else None
-    if value <= 0 and found.metric in ZERO_IS_A_FIGURE and found.metric not in NEAR_ZERO and tolerance is None:
+    if value <= 0 and zero_is_a_figure(found.metric) and found.metric not in NEAR_ZERO and tolerance is None:
         tolerance = Tolerance(absolute=0.01)
     samples = found.samples if found.metric in TIMED else ()
     return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance)

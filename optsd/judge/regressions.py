@@ -9,12 +9,11 @@ from pathlib import Path
 from optsd.errors import BadInput
 from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
 from optsd.judge.statistics import FEWEST_ROUNDS, Interval, change_interval, difference_interval, rounds_needed
-from optsd.judge.verdicts import gpu_warning, joined, noise_of, why_absent
+from optsd.judge.verdicts import TIMES, flaw, gpu_warning, joined, noise_of, why_absent
 from optsd.metrics import METRICS, metric
 from optsd.records import Measurement, Results, Verdict
 
-TIMED = frozenset(name for name, row in METRICS.items() if row.unit in ("s", "×", "images/s"))
-"""Metrics whose `samples` are single readings of a clock, which differ from round to round."""
+TIMED = frozenset(name for name, row in METRICS.items() if row.unit in TIMES)
 
 RECORDED = (
     "speedup",
@@ -90,8 +89,13 @@ def _change_status(
         return "not comparable", difference
     if found is None or found.value is None:
         return "not measured", found.note if found else why_absent(row.variant, results)
-    if tolerance.absolute is None and found.value <= 0:
-        return "not measured", f"{found.value:g} is no measurement"
+    if sum((other.variant, other.metric) == (row.variant, row.metric) for other in results.measurements) > 1:
+        return "not measured", "this run has two figures of it, and does not say which one holds"
+    recorded = Measurement(row.variant, row.metric, "", row.value, row.low, row.high, row.samples)
+    if problem := flaw(found) or flaw(recorded):
+        return "not measured", problem
+    if tolerance.absolute is None and row.value <= 0:
+        return "not measured", f"nothing is a share of {row.value:g}: give the metric an absolute tolerance"
     if reason := _too_little(row, run, found, results):
         return "insufficient data", reason
     worse = worsening(row, found, tolerance, max(run.noise_floor, noise_floor(results)))
@@ -152,7 +156,7 @@ def _change(row: Row, found: Measurement, relative: bool) -> Interval:
     if relative:
         # An interval that reaches zero bounds no ratio.
         high = after[2] / before[1] if before[1] > 0 else math.inf
-        return Interval(after[0] / before[0], max(after[1], 0) / before[2], high)
+        return Interval(max(after[0], 0) / before[0], max(after[1], 0) / before[2], max(high, 0))
     return Interval(after[0] - before[0], after[1] - before[2], after[2] - before[1])
 
 

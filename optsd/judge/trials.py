@@ -29,6 +29,7 @@ from optsd.judge.regressions import judge_regressions
 from optsd.judge.statistics import change_interval, median_interval, paired_ratios, ratio_interval
 from optsd.measure.environment import Watch, machine
 from optsd.records import Measurement, Results, Workload
+from optsd.terminals import survive
 
 DELAYS = {"identical": 0.0, "5 % slower": 0.05, "12 % slower": 0.12, "30 % slower": 0.30}
 STEPS = 2
@@ -152,10 +153,10 @@ def measure(file: Path, runs: int, rounds: int, busy: bool, limit_s: float) -> N
 def read(file: Path) -> list[dict]:
     """The runs in a file. Raises BadInput where it is none of `measure`."""
     try:
-        runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        runs = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines()]
         if not all({"seconds", "load", "machine"} <= set(run) for run in runs):
             raise ValueError("a line is no run")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{file} has no trials ({error})", "make it with: python -m optsd.judge.trials measure FILE"
         ) from error
@@ -243,6 +244,7 @@ def _nothing() -> Iterator[None]:
 
 def main(arguments: list[str]) -> int:
     """Measure trials, or print their table."""
+    survive()
     parser = argparse.ArgumentParser(prog="python -m optsd.judge.trials", description="Is the gate to be trusted?")
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="add runs to FILE")

@@ -12,13 +12,16 @@ change beyond the tolerance; `ok` needs all of it within; what lies across the l
 from collections.abc import Iterable
 from typing import Any
 
-from optsd.metrics import metric
-from optsd.records import Results, Verdict
+from optsd.metrics import METRICS, metric, zero_is_a_figure
+from optsd.records import Measurement, Results, Verdict
 
 FAILING = frozenset({"missed", "regressed", "unattainable"})
 ABSENT = frozenset({"no baseline", "not measured"})
 PASSING = frozenset({"reproduced", "exceeded", "ok", "improved"})
 
+
+TIMES = ("s", "×", "images/s")
+"""Units of metrics whose `samples` are single readings of a clock, which differ from round to round."""
 
 QUIET_CPU_SHARE = 0.10
 """Above this share of the CPU used by others, seconds of two sessions say more about the others than about the code."""
@@ -33,6 +36,18 @@ def failing(verdicts: Iterable[Verdict], gate: bool) -> list[Verdict]:
 def nothing_was_judged(verdicts: Iterable[Verdict]) -> bool:
     """Whether no row could be decided at all. A gate that judged nothing has not passed."""
     return not any(verdict.status in PASSING | FAILING for verdict in verdicts)
+
+
+def flaw(found: Measurement) -> str:
+    """Why a figure is no measurement: a time, a size or a speed that is not above zero. Empty when there is none.
+
+    Its readings are looked at where they are single ones, of a clock.
+    """
+    if found.value is None or found.metric not in METRICS or zero_is_a_figure(found.metric):
+        return ""
+    single = found.samples if METRICS[found.metric].unit in TIMES else ()
+    numbers = {"": found.value} | {f"reading {place}: ": number for place, number in enumerate(single, 1)}
+    return next((f"{which}{number:g} is no measurement" for which, number in numbers.items() if number <= 0), "")
 
 
 def noise_of(load: dict[str, Any], device: str) -> str:

@@ -58,7 +58,7 @@ def peak_memory(model: str, variant: str, device: str, dtype: str, workload: Wor
 def resident_bytes(key: str = "VmRSS") -> int:
     """The process's resident memory now (`VmRSS`) or at its peak (`VmHWM`), in bytes. Linux only."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         raise Unsupported("process memory is read from /proc, which this system lacks", "measure on Linux") from None
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
@@ -71,7 +71,7 @@ def reset_peak() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc; musl has no such call and keeps little
             libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _give_back_device_memory() -> None:

@@ -283,7 +283,7 @@ def _strides(x: Tensor) -> ctypes.Array:
 def _library() -> ctypes.CDLL:
     """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
     compiler = os.environ.get("CXX", "g++")
-    run = functools.partial(subprocess.run, capture_output=True, check=True, text=True)
+    run = functools.partial(subprocess.run, capture_output=True, check=True, encoding="utf-8", errors="replace")
     made_from = "\0".join((SOURCE.read_text(encoding="utf-8"), run([compiler, "--version"]).stdout, *FLAGS))
     file = home() / "native" / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
     if not file.is_file():

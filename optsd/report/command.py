@@ -7,6 +7,7 @@ from rich.console import Console
 
 from optsd import report
 from optsd.records import Results
+from optsd.report.folders import newest
 
 _EXAMPLES = """\
 examples:
@@ -24,14 +25,15 @@ def main(arguments: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", nargs="?", type=Path, default=Path("reports/latest/results.json"))
+    parser.add_argument("results", nargs="?", type=Path, help="a results.json (default: of the latest run in reports)")
     parser.add_argument("--table-only", action="store_true", help="print the table and write nothing")
     options = parser.parse_args(arguments)
-    results = Results.read(options.results)
+    file = options.results or newest(Path("reports")) / "results.json"
+    results = Results.read(file)
     console = Console()
     report.print_table(results, console)
     if not options.table_only:
-        folder = options.results.parent
+        folder = file.parent
         report.write(results, folder)
         console.print(f"Report: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -22,7 +22,10 @@ _SHORT = {
     "latency_s": "s/image", "peak_memory_bytes": "peak", "memory_reduction": "saved", "disk_bytes": "disk",
 }  # fmt: skip
 _GAP = 2
-_RULES = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+_RULES, _ASCII_RULES = (
+    Box(f"    \n    \n {rule} \n    \n    \n    \n    \n    \n", ascii=plain)
+    for rule, plain in (("──", False), ("--", True))
+)
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TONES = {"good": "green", "bad": "red", "unknown": "dim"}
 
@@ -51,17 +54,19 @@ def _wide_enough(console: Console) -> Iterator[None]:
 
 
 def _print_figures(table: Table, console: Console) -> None:
+    plain = console.options.ascii_only
     columns, left_out = _fit(table, console.width)
     notes: dict[str, int] = {}
-    shown = RichTable(box=_RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    rules = _ASCII_RULES if plain else _RULES
+    shown = RichTable(box=rules, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("variant", no_wrap=True, vertical="bottom")
     for column in columns:
         shown.add_column(Text("\n".join(_heading(column))), justify="right", no_wrap=True)
     for row, variant in enumerate(table.variants):
-        shown.add_row(Text(variant), *(_cell(column, row, notes) for column in columns))
+        shown.add_row(Text(variant), *(_cell(column, row, notes, plain) for column in columns))
     console.print(shown)
     for reason, number in notes.items():
-        console.print(Text(f"{_superscript(number)} {reason}", style="dim"))
+        console.print(Text(f"{_mark(number, plain)} {reason}", style="dim"))
     if left_out:
         names = ", ".join(column.label for column in left_out)
         console.print(Text(f"Not shown for want of width, see table.md: {names}", style="dim"))
@@ -116,15 +121,16 @@ def _texts(column: Column) -> list[tuple[str, ...]]:
     return [(cell.text, cell.interval) if with_interval and cell.interval else (cell.text,) for cell in column.cells]
 
 
-def _cell(column: Column, row: int, notes: dict[str, int]) -> Text:
+def _cell(column: Column, row: int, notes: dict[str, int], plain: bool) -> Text:
     cell = column.cells[row]
     if cell.value is None:
         number = notes.setdefault(cell.note, len(notes) + 1)
-        return Text(f"-{_superscript(number)}", style="dim")
+        return Text(f"-{_mark(number, plain)}", style="dim")
     figure, *interval = _texts(column)[row]
     shown = Text.assemble((figure, "bold green" if cell.best else ""))
     return shown.append(f" {interval[0]}", "dim") if interval else shown
 
 
-def _superscript(number: int) -> str:
-    return str(number).translate(_SUPERSCRIPTS)
+def _mark(number: int, plain: bool) -> str:
+    """Of a note: small and raised, or where there are no such digits in brackets, which no minus can be taken for."""
+    return f"({number})" if plain else str(number).translate(_SUPERSCRIPTS)

@@ -1,16 +1,16 @@
 """Made-up runs for the judge: quick to make, and nothing of them was measured."""
 
+import copy
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import strategies as st
 
+from optsd.errors import BadInput
 from optsd.judge.statistics import median_interval, ratio_interval
 from optsd.records import Measurement, Results, Technique, Workload
-
-settings.register_profile("busy machine", deadline=None, max_examples=60)
-settings.load_profile("busy machine")
 
 CPU_WORKLOAD = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
 GUIDE_WORKLOAD = Workload("sd15", "cuda", "float16", 50, 7.5, 512, 512, 4)
@@ -84,3 +84,50 @@ def with_value():
         return replace(results, measurements=tuple(rows))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """The one line that a call is refused with; empty where it is not."""
+
+    def of(call, *arguments):
+        try:
+            call(*arguments)
+        except BadInput as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            return str(error)
+        return ""
+
+    return of
+
+
+JUNK = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 10**400, math.nan, math.inf, 5e-324, "", "\ud800", [], {}, [[]], [{}]]),
+    st.integers(-3, 3), st.floats(), st.text(max_size=4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def junk():
+    """A copy of JSON in which one value, anywhere, is replaced, is taken away, or is there twice."""
+
+    def damage(data, whole):
+        whole = copy.deepcopy(whole)
+        place = whole
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = data.draw(st.sampled_from(keys))
+            inner = place[key]
+            if not inner or not isinstance(inner, (dict, list)) or data.draw(st.integers(0, 3)) == 0:
+                break
+            place = inner
+        act = data.draw(st.sampled_from(["replace", "take away", "twice"]))
+        if act == "take away":
+            del place[key]
+        elif act == "twice" and isinstance(place, list):
+            place.append(inner)
+        else:
+            place[key] = data.draw(JUNK)
+        return whole
+
+    return damage

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optsd.errors import BadInput
 from optsd.judge.reading import read_baselines, read_claims
@@ -138,3 +140,30 @@ def test_the_schema_for_editors_agrees(good_baselines):
     jsonschema.validate(good_baselines, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**good_baselines, "runs": [{"rows": []}]}, schema)
+
+
+@pytest.mark.parametrize("read", [read_claims, read_baselines])
+@given(data=st.data())
+def test_any_damage_is_an_error_that_names_the_file_or_none(
+    good_claims, good_baselines, tmp_path_factory, junk, refusal, read, data
+):
+    good = good_claims if read is read_claims else good_baselines
+    file = tmp_path_factory.mktemp("damaged") / "file.json"
+    file.write_text(json.dumps(junk(data, good)), encoding="utf-8")
+    said = refusal(read, file)
+    assert not said or str(file) in said
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"[" * 100_000, b'{"schema": 1, "schema": 1}'])
+def test_bytes_that_are_no_expectations(tmp_path, content):
+    file = tmp_path / "file.json"
+    file.write_bytes(content)
+    for read in (read_claims, read_baselines):
+        with pytest.raises(BadInput, match="file.json"):
+            read(file)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path, good_claims):
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(good_claims), encoding="utf-8-sig")
+    assert len(read_claims(file).claims) == len(good_claims["claims"])

@@ -8,7 +8,7 @@ from optsd.judge.expectations import GUIDE_TOLERANCES, Baselines, Row, Tolerance
 from optsd.judge.recording import as_baselines
 from optsd.judge.regressions import RECORDED, TIMED, judge_regressions, noise_floor, worsening
 from optsd.judge.verdicts import ABSENT, FAILING, PASSING, failing, nothing_was_judged
-from optsd.metrics import METRICS, metric
+from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Measurement, Results
 
 
@@ -211,10 +211,13 @@ def test_a_figure_passes_only_if_it_is_there_and_good_enough(make_run, name, bef
     timed = name in TIMED
     rows = [single(name, value, [value] * 6 if timed and value is not None else ()) for value in (before, after)]
     status = judge_single(make_run, name, *rows)
-    if after is None or (after <= 0 and tolerance.absolute is None):
+    if after is None or (after <= 0 and not zero_is_a_figure(name)):
         assert status == "not measured"
         return
     higher = metric(name).better == "higher"
+    if after <= 0 and tolerance.absolute is None:  # no object is right, or no distance is left
+        assert status == ("regressed" if higher else "improved")
+        return
     if tolerance.absolute is not None:
         worse = (before - after) if higher else (after - before)
         expected = "regressed" if worse > tolerance.absolute else "improved" if worse < -tolerance.absolute else "ok"

@@ -49,10 +49,10 @@ def test_the_delay_is_real_and_in_proportion():
 
 
 def test_the_load_counts_as_somebody_elses():
-    with trials._load(30):
+    with trials._load(600):
         watch = Watch()
-        time.sleep(3)
-        assert watch.read()["others_cpu_share"] > 0.01
+        while watch.read()["others_cpu_share"] <= 0.01:  # when the burst comes is chance, and the machine's business
+            time.sleep(0.1)
 
 
 def test_a_run_times_every_build_in_every_round():

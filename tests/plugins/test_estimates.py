@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def bench(*options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_an_estimate_runs_nothing_and_says_what_could_be(tmp_path: Path) -> None:

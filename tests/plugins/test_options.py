@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_bench(*options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def _run(*options: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.parametrize(

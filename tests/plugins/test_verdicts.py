@@ -315,6 +315,85 @@ def test_too_few_repeats_are_wrong_usage(project):
     result.stderr.fnmatch_lines(["ERROR: --repeat 0 is too small; give 1 or more"])
 
 
+# --- folders
+
+
+def runs_of(project):
+    return sorted(folder for folder in (project.path / "reports").iterdir() if not folder.is_symlink())
+
+
+def test_a_smaller_run_leaves_the_one_before_where_it_is(project):
+    arguments = ("bench", "--variant=int8", "--junitxml=reports/latest/junit.xml")
+    project.bench(**CPU).run(*arguments)
+    (first,) = runs_of(project)
+    before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
+    assert {"results.json", "junit.xml"} <= {file.name for file in before}
+    assert project.bench(**CPU).run(*arguments, "-k", "baseline").ret == 0
+    assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == before
+    (second,) = set(runs_of(project)) - {first}
+    assert (project.path / "reports" / "latest").resolve() == second
+    assert (second / "junit.xml").is_file()
+    assert project.results().variants == ("baseline",)
+
+
+def test_a_run_without_a_figure_leaves_no_folder_and_latest_where_it_is(project):
+    project.bench(**CPU).run("bench", "--variant=int8")
+    before = runs_of(project)
+    project.run("bench", "--collect-only")
+    project.run("bench", "-k", "nothing_at_all")
+    assert runs_of(project) == before
+    assert project.results().variants == ("baseline", "int8")
+
+
+def test_a_run_that_was_cut_off_is_the_latest_and_says_so(project):
+    project.bench(**CPU).run("bench", "--variant=int8")
+    (first,) = runs_of(project)
+    project.bench(**CPU, pixels="(_ for _ in ()).throw(KeyboardInterrupt())").run("bench", "--variant=int8")
+    assert not project.results().complete
+    assert Results.read(first / "results.json").complete
+
+
+def test_a_folder_with_another_run_is_refused(project):
+    assert project.bench(**CPU).run("bench", "--variant=int8", "--output=mine").ret == 0
+    before = (project.path / "mine" / "results.json").read_bytes()
+    assert not (project.path / "reports").exists()
+    result = project.run("bench", "--variant=int8", "--output", "mine")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --output mine holds another run; name a new folder, or remove it"])
+    assert (project.path / "mine" / "results.json").read_bytes() == before
+    assert project.run("bench", "--output=mine", "--collect-only").ret == 0
+
+
+def test_the_end_names_the_files_that_are_there(project):
+    result = project.bench(**CPU).run("bench", "--variant=int8")
+    result.stdout.fnmatch_lines([f"written to {runs_of(project)[0]}: results.json"])
+
+
+def test_workers_write_into_the_folder_of_their_run(pytester):
+    pytest.importorskip("xdist")
+    root = str(EXPECTED.parent)
+    pytester.makeconftest(
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from optsd import report\nreport.write = print\n"
+        "from optsd.measure import environment\nenvironment.machine = dict\n"
+        + CONFTEST.format(**CPU).replace("50, 7.5, 512, 512, 4", "20, 5.0, 64, 64, 4")
+        + "pytest_plugins = ['conftest_plugins.options', 'conftest_plugins.results', 'conftest_plugins.verdicts']\n"
+    )
+    pytester.makepyfile(
+        "from conftest_plugins.options import OUTPUT\n"
+        "def test_one(recorder, pytestconfig):\n"
+        "    recorder.measure('baseline', 'speedup', 1.0)\n"
+        "    folder = pytestconfig.stash[OUTPUT]\n    folder.mkdir(parents=True, exist_ok=True)\n"
+        "    (folder / 'picture').write_text('x')\n"
+    )
+    pytester.makeini("[pytest]\nmarkers =\n    claims\n    estimate\n")
+    assert pytester.runpytest_subprocess("-n1", "-p", "no:cacheprovider").ret == 0
+    reports = pytester.path / "reports"
+    (folder,) = (folder for folder in reports.iterdir() if not folder.is_symlink())
+    assert {"picture", "results.json"} <= {file.name for file in folder.iterdir()}
+    assert (reports / "latest").resolve() == folder
+
+
 # --- what lies beside the results
 
 

@@ -162,10 +162,11 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_killed_ten_times_and_started_again(tmp_path: Path) -> None:
     """Same bytes as an undisturbed run; no batch is made again that was stored; nothing half done is left."""
     count = 60
-    assert _start(tmp_path / "whole", tmp_path / "whole.log", count, 0).wait(60) == 0
+    assert _start(tmp_path / "whole", tmp_path / "whole.log", count, 0).wait(600) == 0
     random.seed(1)
     folder, log = tmp_path / "killed", tmp_path / "killed.log"
     stored: dict[str, tuple[int, int]] = {}
+    killed = 0
     for _ in range(10):
         process = _start(folder, log, count, 0.005)
         # By batches begun, not by the clock, so that a slow disk has stored some; then at any moment of the next ones.
@@ -174,14 +175,15 @@ def test_killed_ten_times_and_started_again(tmp_path: Path) -> None:
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
         now = {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.rglob("*.png")}
         assert {name: now.get(name) for name in stored} == stored
         # A batch's folder has all of its images: what a kill interrupts is in a folder that is not looked at.
         stored = {name: row for name, row in now.items() if ".partial-" not in name}
         assert len(stored) % 4 == 0
-    assert 0 < len(stored) < count * 4
-    assert _start(folder, log, count, 0).wait(60) == 0
+    assert stored
+    assert killed  # all ten, unless this process stood still for long enough that another ended by itself
+    assert _start(folder, log, count, 0).wait(600) == 0
     assert _content(folder) == _content(tmp_path / "whole")
     # A batch can be drawn twice only if it was killed between its drawing and its storing.
     assert len(log.read_text().split()) <= count + 10
@@ -191,8 +193,8 @@ def test_workers_that_share_a_store_share_the_work(tmp_path: Path) -> None:
     folder, count = tmp_path / "store", 40
     logs = [tmp_path / f"{name}.log" for name in "abc"]
     workers = [_start(folder, log, count, 0.02) for log in logs]
-    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(600) for worker in workers] == [0, 0, 0]
     drawn = [first for log in logs if log.exists() for first in log.read_text().split()]
     assert sorted(map(int, drawn)) == list(range(count))
-    assert _start(tmp_path / "alone", tmp_path / "alone.log", count, 0).wait(60) == 0
+    assert _start(tmp_path / "alone", tmp_path / "alone.log", count, 0).wait(600) == 0
     assert _content(folder) == _content(tmp_path / "alone")

@@ -1,7 +1,11 @@
 """The page as a browser shows it: opened from disk, with the network off."""
 
+import base64
+import contextlib
 import dataclasses
+import io
 import shutil
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,7 +31,9 @@ pytestmark = [
 def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+    # Without motion: a page that is still gliding to what was clicked is somewhere else than what was measured.
+    still = "--force-prefers-reduced-motion"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", still):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -75,6 +81,28 @@ def shown(browser, selector: str) -> int:
 def click(browser, selector: str) -> None:
     """As a pointer would, wherever the page is scrolled to."""
     browser.execute_script("arguments[0].click()", find(browser, selector))
+
+
+def photograph(browser, selector: str) -> Image.Image:
+    """What is painted inside an element, once all of its pictures are decoded and two frames have gone by.
+
+    From where the page stands: scrolling to it first, as WebDriver's own screenshot does, is a race with the scroll.
+    """
+    script = """
+        const [element, done] = arguments, frame = () => new Promise(requestAnimationFrame);
+        Promise.all([...element.querySelectorAll('img[src]')].map(image => image.decode())).then(frame).then(frame)
+            .then(() => { const box = element.getBoundingClientRect();
+                          done({x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height}); });"""
+    box = browser.execute_async_script(script, find(browser, selector))
+    taken = {"captureBeyondViewport": True, "clip": {**box, "scale": 1}}
+    png = browser.execute_cdp_cmd("Page.captureScreenshot", taken)["data"]
+    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+
+
+def test_nothing_glides_while_it_is_photographed(opened):
+    """The other tests' places and pictures hold at once only because this browser asks for no motion."""
+    assert find(opened, "html").value_of_css_property("scroll-behavior") == "auto"
+    assert opened.execute_script("scrollTo(0, 500); return scrollY") == 500
 
 
 def test_it_asks_nothing_of_the_network(opened):
@@ -144,13 +172,17 @@ def test_the_difference_of_equal_pictures_is_black(opened):
     """The baseline's picture and one of an exact technique are the same file here: their difference has no light."""
     Select(find(opened, "#picture-variant")).select_by_visible_text("flash")
     click(opened, "[data-mode='difference']:not(.stage)")
-    stage = find(opened, "#stage")
-    assert stage.value_of_css_property("filter") == "brightness(8)"
-    from io import BytesIO
+    assert find(opened, "#stage").value_of_css_property("filter") == "brightness(8)"
+    picture = photograph(opened, "#stage")
+    middle = picture.crop((20, 20, picture.width - 20, picture.height - 20))  # its corners are round
+    assert max(high for _, high in middle.getextrema()) <= 8
 
-    with Image.open(BytesIO(stage.screenshot_as_png)) as picture:
-        middle = picture.convert("RGB").crop((20, 20, picture.width - 20, picture.height - 20))  # its corners are round
-        assert max(high for _, high in middle.getextrema()) <= 8
+
+def test_the_difference_of_unequal_pictures_is_bright(opened):
+    """The photograph is of the two pictures: where INT4 has moved an edge, it is not black."""
+    Select(find(opened, "#picture-variant")).select_by_visible_text("int4")
+    click(opened, "[data-mode='difference']:not(.stage)")
+    assert max(high for _, high in photograph(opened, "#stage").getextrema()) == 255
 
 
 def test_a_thumbnail_opens_its_pair(opened, results):
@@ -197,7 +229,9 @@ def test_text_from_the_results_runs_nothing(browser, results, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_fifty_variants_and_a_thousand_prompts_open_in_three_seconds(browser, make_results, tmp_path):
+def test_fifty_variants_and_a_thousand_prompts_open_at_the_price_of_their_size(
+    browser, written, make_results, tmp_path
+):
     variants = ("baseline", *(f"int8+tome:{number}" for number in range(49)))
     many = make_results(variants=variants, prompts=1000)
     for number in range(8):
@@ -214,18 +248,31 @@ def test_fifty_variants_and_a_thousand_prompts_open_in_three_seconds(browser, ma
         for number in range(1000)
     )
     report.write(dataclasses.replace(many, images=images), tmp_path)
-    assert (tmp_path / "index.html").stat().st_size < 10_000_000
+    page, usual = tmp_path / "index.html", written / "index.html"
+    assert page.stat().st_size < 10_000_000
     set_width(browser, 1280)
-    browser.get("about:blank")
-    before = processor_seconds(browser)
-    browser.get((tmp_path / "index.html").as_uri())
-    assert shown(browser, "#figures tbody tr") == 50
-    # Processor time of all of the browser's processes: other work on the machine does not count.
-    assert processor_seconds(browser) - before < 3
+    # A machine's speed, and whoever else is on it, slow both alike; the first opening of all warms the browser up.
+    processor_seconds_of(browser, usual)
+    seconds = [(processor_seconds_of(browser, page), processor_seconds_of(browser, usual)) for _ in range(3)]
+    assert shown(browser, "#figures tbody tr") == 11
+    larger = page.stat().st_size / usual.stat().st_size  # 7 times; it is opened in about twice the time
+    assert min(mine for mine, _ in seconds) < larger * min(other for _, other in seconds)
     assert browser.get_log("browser") == []
 
 
-def processor_seconds(browser) -> float:
-    driver = psutil.Process(browser.service.process.pid)
-    times = [process.cpu_times() for process in driver.children(recursive=True)]
-    return sum(time.user + time.system for time in times)
+def processor_seconds_of(browser, page: Path) -> float:
+    """What opening a page costs all of the browser's processes, until its table is there."""
+    browser.get("about:blank")
+    before = processor_seconds(browser)
+    browser.get(page.as_uri())
+    assert shown(browser, "#figures tbody tr") in (11, 50)
+    return sum(time - before.get(number, 0) for number, time in processor_seconds(browser).items())
+
+
+def processor_seconds(browser) -> dict[int, float]:
+    """Of each of the browser's processes, which come and go from page to page."""
+    found = {}
+    for process in psutil.Process(browser.service.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
