@@ -7,14 +7,15 @@ import pytest
 from optsd import models, workloads
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate.devices import DEVICES, find
+from optsd.files import check_writable
 from optsd.records import Workload
-from optsd.variants import GUIDE_VARIANTS, canonical
+from optsd.variants import GUIDE_VARIANTS, chosen
 
-SOURCE = pytest.StashKey[models.Source]()
 VARIANTS = pytest.StashKey[tuple[str, ...]]()
 WORKLOAD = pytest.StashKey[Workload]()
 DEVICE = pytest.StashKey[str]()
 OUTPUT = pytest.StashKey[Path]()
+MODEL = pytest.StashKey[str]()  # where it is; records have its name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,12 +67,11 @@ def pytest_configure(config: pytest.Config) -> None:
         workloads.at_least("--batch-size", preset.batch_size, 1)
         workloads.at_least("--rounds", preset.rounds, 1)
         workloads.at_least("--images", preset.images, 1)
-        workloads.at_least("--seed", option("--seed"), 0)
+        workloads.check_seed(option("--seed"))
         config.stash[VARIANTS] = _variants(option("--variant"))
         config.stash[OUTPUT] = (config.rootpath / option("--output")).resolve()
         _check_device_name(option("--device"))
-        if option("--dtype") not in ("auto", *models.DTYPES):
-            raise BadInput(f"--dtype {option('--dtype')} is unknown", f"use auto, {', '.join(models.DTYPES)}")
+        workloads.dtype_name(option("--dtype"))
 
 
 def chosen_preset(config: pytest.Config) -> workloads.Preset:
@@ -123,27 +123,30 @@ def resolve(config: pytest.Config) -> Workload:
     """The workload with nothing left open. Imports torch, to see which devices there are; loads no model."""
     if WORKLOAD not in config.stash:
         option = config.getoption
+        if not hasattr(config, "workerinput"):
+            with _usage_errors():
+                check_writable(config.stash[OUTPUT], "--output")
         if estimated := estimated_device(config):
-            from optsd.estimate.architectures import check, side
+            from optsd.estimate.architectures import check
 
             with _usage_errors():
-                check(option("--model"))
+                source = check(option("--model"))
             kind = device = f"estimate:{estimated}"
-            model, size = option("--model"), side(option("--model"))
             standard = "float16" if find(estimated).kind == "cuda" else "float32"
-            dtype = standard if option("--dtype") == "auto" else option("--dtype")
+            given = workloads.dtype_name(option("--dtype"))
+            dtype = standard if given == "auto" else given
         else:
             with _usage_errors():
                 source = models.check(option("--model"))
                 found = models.resolve_device(option("--device"))
-                dtype = str(models.resolve_dtype(option("--dtype"), found)).removeprefix("torch.")
-            config.stash[SOURCE] = source
-            model, size, device, kind = source.name, source.size, str(found), found.type
+                dtype = str(models.resolve_dtype(option("--dtype"), found, source)).removeprefix("torch.")
+            device, kind = str(found), found.type
         preset = chosen_preset(config)
-        width, height = preset.size or (size, size)
+        width, height = preset.size or source.size
         config.stash[DEVICE] = device
+        config.stash[MODEL] = source.location
         config.stash[WORKLOAD] = Workload(
-            model=model,
+            model=source.name,
             device=kind,
             dtype=dtype,
             steps=preset.steps,
@@ -164,17 +167,18 @@ def estimated_device(config: pytest.Config) -> str:
 
 def _variants(given: list[str] | None) -> tuple[str, ...]:
     """The chosen variants, canonical, each once, the baseline first."""
-    names = [name for group in given or () for name in group.split(",") if name.strip()] or GUIDE_VARIANTS
-    return tuple(dict.fromkeys(["baseline", *(canonical(name.strip()) for name in names)]))
+    return tuple(dict.fromkeys(["baseline", *chosen(given, GUIDE_VARIANTS)]))
 
 
 def _check_device_name(device: str) -> None:
-    kind, _, index = device.partition(":")
+    kind, _, name = device.partition(":")
     if kind == "estimate":
-        find(index)
+        find(name)
         return
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda, cuda:N or estimate:NAME")
+    try:
+        workloads.device_name(device)
+    except BadInput:
+        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda, cuda:N or estimate:NAME") from None
 
 
 class _usage_errors:

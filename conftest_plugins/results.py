@@ -3,15 +3,15 @@
 import shlex
 import sys
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from conftest_plugins.options import OUTPUT, WORKLOAD
+from conftest_plugins.options import DEVICE, OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
-from optsd.files import write_atomically
+from optsd.files import without_user, write_atomically
 from optsd.metrics import metric
 from optsd.records import Measurement, Results, Technique, Verdict
 
@@ -60,9 +60,9 @@ class Recorder:
             from optsd.measure.environment import machine
 
             self._results = Results(
-                machine=machine(),
+                machine=machine(self._config.stash.get(DEVICE, "cpu")),
                 workload=self._config.stash[WORKLOAD],
-                command=shlex.join(["pytest", *self._config.invocation_params.args]),
+                command=without_user(shlex.join(["pytest", *self._config.invocation_params.args])),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )
         return replace(self._results, complete=complete)
@@ -78,9 +78,23 @@ class Recorder:
 
     def _extend(self, **rows: tuple) -> None:
         now = self.results()
+        rows = {name: tuple(map(_without_user, more)) for name, more in rows.items()}
         self._results = replace(now, **{name: getattr(now, name) + more for name, more in rows.items()})
         if not hasattr(self._config, "workerinput"):
             write_atomically(self._config.stash[OUTPUT] / "results.json", self._results.to_json())
+
+
+def _without_user(value: Any) -> Any:
+    """A row, or a part of one, with every text as `without_user` gives it: reasons and notes name files."""
+    if isinstance(value, str):
+        return without_user(value)
+    if isinstance(value, dict):
+        return {key: _without_user(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_user, value)) if any(isinstance(e, str | dict | list) for e in value) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _without_user(each) for name, each in vars(value).items()})
+    return value
 
 
 def pytest_configure(config: pytest.Config) -> None:

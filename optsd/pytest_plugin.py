@@ -2,8 +2,8 @@
 
 pytest takes words that it does not know yet for paths: it would look for its configuration in such a folder and run the
 `conftest.py` there, before the project's own `conftest.py` tells it of the option. This plugin is loaded before that
-(by `-p` in pyproject.toml, and by an entry point where pytest looks for its configuration elsewhere), and starts the run
-again with each option and its value in one word, as `--model=FOLDER` is. Runs of other projects are left alone.
+(by `-p` in pyproject.toml, and by an entry point where pytest looks for its configuration elsewhere), and starts the
+run again with each option and its value in one word, as `--model=FOLDER` is. Runs of other projects are left alone.
 
 One thing comes before every plugin: the folder's own `pytest.ini` where FOLDER is the first path that is given. Write
 `--model=FOLDER` for a folder that you do not trust.

@@ -1,7 +1,6 @@
 """torch.compile of the UNet, with its weights channels last; the seconds that it takes are measured apart."""
 
 import importlib.util
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.callback import callback_handler
 
+from optsd import native
 from optsd.errors import Unsupported
 from optsd.optimizations.attention import check_unet
 from optsd.patching import Patch, Pipeline, Stage, in_reverse, replace_attribute
@@ -32,7 +32,7 @@ class Compile:
             return
         if pipe.unet.device.type == "cuda" and importlib.util.find_spec("triton") is None:
             raise Unsupported("compile needs triton on a GPU, and it is not installed", "pip install triton")
-        if pipe.unet.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        if pipe.unet.device.type == "cpu" and not shutil.which(native.compiler()[0]):
             raise Unsupported("compile needs a C++ compiler on the CPU, and there is none", "install g++, or set CXX")
 
     def apply(self, pipe: Pipeline) -> Patch:

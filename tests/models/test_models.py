@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_shipped_model_is_whole() -> None:
     source = models.check("shapes")
-    assert source.size == 64
+    assert source.size == (64, 64)
     files = [file for file in shapes.WEIGHTS.rglob("*") if file.suffix == ".safetensors"]
     assert len(files) == 5
     assert sum(file.stat().st_size for file in files) <= 25e6
@@ -37,11 +37,11 @@ def test_sd15_is_taken_from_home_when_it_lies_there(folder: Path, monkeypatch, t
     monkeypatch.setenv("OPTSD_HOME", str(tmp_path / "home"))
     assert models.check("sd15").hub_id == models.SD15_HUB_ID
     shutil.copytree(folder, tmp_path / "home" / "models" / "sd15")
-    assert models.check("sd15").folder == tmp_path / "home" / "models" / "sd15"
+    assert models.check("sd15").path == tmp_path / "home" / "models" / "sd15"
 
 
 def test_a_folder_knows_its_size(folder: Path) -> None:
-    assert models.check(str(folder)).size == 64
+    assert models.check(str(folder)).size == (64, 64)
 
 
 def test_a_truncated_weight_file(folder: Path) -> None:

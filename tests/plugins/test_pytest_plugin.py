@@ -40,10 +40,8 @@ def entry_point(tmp_path: Path) -> Path:
 
 def run(where: Path, *words: str | Path, path: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(path))), "OPTSD_HOME": str(where / "none")}
-    return subprocess.run(
-        command, cwd=where, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(path)))}
+    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_no_folder_that_an_option_names_is_taken_for_tests(trap: Path) -> None:
@@ -88,7 +86,8 @@ def test_options_in_the_environment_are_read_alike(trap: Path, monkeypatch: pyte
 
 
 def test_other_projects_are_left_alone(tmp_path: Path, entry_point: Path) -> None:
-    (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--model', action='store_true')")
+    option = "parser.addoption('--model', action='store_true')"
+    (tmp_path / "conftest.py").write_text(f"def pytest_addoption(parser): {option}")
     (tmp_path / "test_it.py").write_text("def test_it(pytestconfig): assert pytestconfig.getoption('--model') is True")
     result = run(tmp_path, "--model", "test_it.py", path=entry_point)
     assert "1 passed" in result.stdout
@@ -97,7 +96,8 @@ def test_other_projects_are_left_alone(tmp_path: Path, entry_point: Path) -> Non
 
 def test_the_options_are_those_that_take_a_value() -> None:
     class Parser:
-        names: set[str] = set()
+        def __init__(self) -> None:
+            self.names: set[str] = set()
 
         def getgroup(self, *_: str) -> "Parser":
             return self
