@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--model",
         default="shapes",
         help="shapes (ships with the project), sd15, sd15-random (v1.5's architecture, random weights: speed, memory "
-        "and size only), a diffusers folder, or a hub id (default: %(default)s)",
+        "and size only), a diffusers folder, a .safetensors checkpoint, or a hub id (default: %(default)s)",
     )
     group.addoption(
         "--variant",

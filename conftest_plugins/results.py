@@ -68,7 +68,9 @@ class Recorder:
         return replace(self._results, complete=complete)
 
     def merge(self, other: Results) -> None:
-        """Add what another worker has found."""
+        """Add what another worker has found, and on which machine: it knows which GPU ran."""
+        if self.empty and other.machine:
+            self._results = replace(self.results(), machine=other.machine)
         fields = ("measurements", "verdicts", "techniques", "images", "failures")
         self._extend(**{name: getattr(other, name) for name in fields})
 
@@ -145,13 +147,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from conftest_plugins import verdicts
     from optsd import report
 
-    results = verdicts.judge(config, results)
+    results = _without_user(verdicts.judge(config, results))
     folder = config.stash[OUTPUT]
-    write_atomically(folder / "results.json", results.to_json())
     config.stash[RECORDER]._results = results
     try:
+        write_atomically(folder / "results.json", results.to_json())
         report.write(results, folder)
-    except OptsdError as error:
+    except (OptsdError, OSError) as error:
         print(f"no report: {error}", file=sys.stderr)
     session.exitstatus = verdicts.exit_status(config, results, exitstatus)
 

@@ -23,12 +23,13 @@ def home() -> Path:
 
 
 def _temporary_home() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"optsd-{os.getuid()}"
     try:
+        folder = Path(tempfile.gettempdir()) / f"optsd-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise BadInput(f"there is no home directory, and no {folder} ({error.strerror})", "set OPTSD_HOME") from error
+        problem = f"there is no home directory, and no place among the temporary files ({error.strerror or error})"
+        raise BadInput(problem, "set OPTSD_HOME") from error
     # Compiled kernels are loaded from it: whoever can write there could run code as this user.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise BadInput(f"{folder} is not this user's alone", "set OPTSD_HOME to a folder of your own")

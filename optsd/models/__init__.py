@@ -57,7 +57,7 @@ def check(model: str) -> Source:
     if path and path.exists():
         return _on_disk(path.resolve())
     if not path and folders.is_hub_id(model):
-        return Source(model, model, hub_id=model)
+        return Source(model, model, hub_id=model, size=folders.hub_size(model))
     raise NotFound(
         f"no model {model!r}",
         f"use {', '.join(NAMES)}, a diffusers folder, a .safetensors checkpoint, or a hub id such as owner/name",
@@ -91,8 +91,7 @@ def load(
         if source.dtype:
             from optsd import quantization
 
-            assert source.path
-            pipe = quantization.load(source.path, str(place))
+            pipe = quantization.load(source.path or source.location, str(place))
         elif source.name == "sd15-random":
             from optsd.models import sd15
 
@@ -138,8 +137,8 @@ def resolve_dtype(dtype: "str | torch.dtype", device: "torch.device", source: So
 
     name = dtype_name(dtype)
     saved = source.dtype if source else ""
-    if saved and name not in ("auto", saved):
-        raise BadInput(f"{source.path} is quantized, and computes in {saved}", "leave out the dtype")  # type: ignore[union-attr]
+    if source and saved and name not in ("auto", saved):
+        raise BadInput(f"{source.location} is quantized, and computes in {saved}", "leave out the dtype")
     if name == "auto":
         name = saved or ("float16" if device.type == "cuda" else "float32")
     return getattr(torch, name)

@@ -156,6 +156,17 @@ def size(folder: Path) -> tuple[int, int]:
     return width, height
 
 
+def hub_size(hub_id: str) -> tuple[int, int]:
+    """The same of a model in the hub's cache; SD v1.5's of one that is not there yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(hub_id, "model_index.json")
+    try:
+        return size(Path(index).parent) if isinstance(index, str) else (512, 512)
+    except BadInput:  # not whole yet
+        return 512, 512
+
+
 def file_size(file: Path) -> tuple[int, int]:
     """The same of a single file, by the text encoder that its tensors are named after: SDXL, SD 2, or SD 1."""
     names = header(file)

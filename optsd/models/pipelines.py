@@ -44,7 +44,9 @@ def load(source: Path | str, dtype: "torch.dtype", text_to_image: bool = False) 
             source, dtype=dtype, use_safetensors=True, local_files_only=isinstance(source, Path), **options
         )
     except (OSError, ValueError, TypeError, IndexError) as error:
-        remedy = "check the folder" if isinstance(source, Path) else "download it, and give the path of its folder"
+        remedy = "check the folder" if isinstance(source, Path) else "download it, and give its folder"
+        if source == SD15_HUB_ID:
+            remedy = f"put the diffusers folder at {home() / 'models' / 'sd15'} or give its path"
         raise NotFound(f"cannot load {source} ({_first_line(error)})", remedy) from error
     if text_to_image:
         _check_channels(pipe, str(source))

@@ -123,6 +123,13 @@ def test_the_size_is_the_models_own(tmp_path: Path, denoiser: str, config: dict,
     assert folders.size(tmp_path) == size
 
 
+def test_the_size_of_a_model_of_the_hub_is_read_where_it_is_cached(folder: Path, monkeypatch) -> None:
+    cached = {"owner/shapes": str(folder / "model_index.json"), "owner/half": str(folder / "unet" / "model_index.json")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda hub_id, name: cached.get(hub_id))
+    sizes = {name: models.check(f"owner/{name}").size for name in ("shapes", "half", "other")}
+    assert sizes == {"shapes": (64, 64), "half": (512, 512), "other": (512, 512)}
+
+
 # --- one model, however it is spelled
 
 

@@ -118,6 +118,18 @@ def test_dtypes() -> None:
         models.resolve_dtype("int8", torch.device("cpu"))
 
 
+def test_objects_of_torch_are_taken_as_names_are() -> None:
+    import torch
+
+    import optsd
+
+    cpu = torch.device("cpu")
+    assert models.resolve_device(cpu) == cpu
+    assert models.resolve_dtype(torch.bfloat16, cpu) is torch.bfloat16
+    assert optsd.load("shapes", dtype=torch.float32, device=cpu).dtype is torch.float32
+    assert optsd.load(shapes.WEIGHTS / "pipeline", torch_dtype=torch.bfloat16, device="cpu").dtype is torch.bfloat16
+
+
 def test_loading_gives_float32_and_the_committed_numbers() -> None:
     import torch
     from safetensors.torch import load_file
