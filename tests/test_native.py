@@ -377,6 +377,7 @@ def test_two_at_once_leave_one_whole_file(anew):
 )
 def test_without_a_compiler_they_say_why(anew, monkeypatch, compiler, reason):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(AssertionError, match=reason):
         assert not native.refusal()

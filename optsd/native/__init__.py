@@ -53,7 +53,7 @@ def refusal() -> str:
         return f"there is no C++ compiler {error.filename} (install g++, or set CXX)"
     except subprocess.CalledProcessError as error:
         return f"the C++ compiler failed ({next(iter(error.stderr.splitlines()), error.returncode)})"
-    except OSError as error:
+    except (OSError, BadInput) as error:  # a compiler's file, or no home directory to keep it in
         return f"they could not be kept or loaded ({error})"
     return ""
 

@@ -33,7 +33,8 @@ def test_json(capsys):
 def test_options_are_spelled_as_in_the_benches(capsys):
     words = ["--model", "shapes", "--steps", "1", "--json", "--batch-size", "1"]
     assert (
-        main([*words, "--variant", "flash, int8", "--variant=flash", "--device", "estimate:t4", "--dtype", "fp16"]) == 0
+        main([*words, "--variant", "flash, int8", "--variant=flash", "--device", "estimate:rtx4090", "--dtype", "fp16"])
+        == 0
     )
     rows = json.loads(capsys.readouterr().out)
     assert list(dict.fromkeys(row["variant"] for row in rows)) == ["flash", "int8"]

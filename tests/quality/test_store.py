@@ -132,7 +132,7 @@ def test_a_batch_that_failed_leaves_nothing(store: Store, monkeypatch) -> None:
         file.write_bytes(b"x")
 
     monkeypatch.setattr("optsd.quality.store._write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadInput, match=r"cannot write .* \(disk full\); make room"):
         store.put(_batch(), _images())
     assert [path for path in store.folder.rglob("*") if path.is_file()] == []
 
