@@ -18,6 +18,8 @@ def test_noise_floor_of_images(baseline: Built, recorder: Recorder) -> None:
 
     from optsd.measure.run import run_batch
 
+    baseline.warm_up()
+
     def draw() -> np.ndarray:
         images = run_batch(baseline.pipe, baseline.workload, baseline.prompts)
         return np.stack([np.asarray(image, dtype=int) for image in images])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest_plugins.options import DEVICE
+from conftest_plugins.options import DEVICE, MODEL
 from conftest_plugins.results import Recorder
 from optsd.errors import Unsupported
 from optsd.measure.memory import PeakMemory, peak_memory
@@ -15,7 +15,8 @@ def test_memory(
 ) -> None:
     """Peak bytes of one batch, and the share of the baseline's peak that is saved."""
     try:
-        found: PeakMemory = peak_memory(workload.model, variant, pytestconfig.stash[DEVICE], workload.dtype, workload)
+        stash = pytestconfig.stash
+        found: PeakMemory = peak_memory(stash[MODEL], variant, stash[DEVICE], workload.dtype, workload)
     except Unsupported as error:
         pytest.skip(str(error))
     recorder.measure(variant, "peak_memory_bytes", found.peak, samples=found.timeline)

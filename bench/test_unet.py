@@ -19,12 +19,14 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, VARIANTS, chosen_preset, resolve
+from conftest_plugins.options import DEVICE, MODEL, VARIANTS, chosen_preset, resolve
+from optsd.errors import OptsdError
 from optsd.judge.statistics import FEWEST_ROUNDS, median_interval, ratio_interval
 from optsd.measure.memory import reset_peak, resident_bytes
 from optsd.measure.time import seconds
@@ -51,7 +53,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def workload(pytestconfig: pytest.Config) -> Workload:
-    return resolve(pytestconfig)
+    """This run's, with the model's place instead of its name: nothing here records it, and other processes load it."""
+    return replace(resolve(pytestconfig), model=pytestconfig.stash[MODEL])
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +190,11 @@ def our_call(workload: Workload, device: str, variant: str) -> "tuple[Call, torc
     inputs = [value.to(pipe.device, pipe.unet.dtype) for value in example(workload, pipe)]
 
     @torch.no_grad()
-    def call() -> None:
-        pipe.unet(*inputs, return_dict=False)
+    def call() -> "torch.Tensor":
+        return pipe.unet(*inputs, return_dict=False)[0]
 
+    if not call().isfinite().all():
+        raise OptsdError(f"the UNet of {variant} gives numbers that are not finite", "use --dtype float32")
     return call, pipe.device
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest_plugins.options import DEVICE, WORKLOAD, estimated_device, resolve
+from conftest_plugins.options import DEVICE, MODEL, WORKLOAD, estimated_device, resolve
 from conftest_plugins.progress import Say
 from optsd.errors import OptsdError, Unsupported
 from optsd.estimate import Estimate, bounds, devices, estimate
@@ -63,7 +63,7 @@ def trace(config: pytest.Config, variant: str, device: str = "") -> Estimate:
     known, target = config.stash.setdefault(_ESTIMATES, {}), devices.find(device or estimated_device(config))
     if variant not in known:
         workload = replace(config.stash[WORKLOAD], device=target.kind)
-        known[variant] = estimate(workload.model, variant, workload, target.name)
+        known[variant] = estimate(config.stash[MODEL], variant, workload, target.name)
     return known[variant]
 
 

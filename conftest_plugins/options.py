@@ -8,16 +8,17 @@ import pytest
 from optsd import models, workloads
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate.devices import DEVICES, find
+from optsd.files import check_writable
 from optsd.records import Workload
 from optsd.report import folders
-from optsd.variants import GUIDE_VARIANTS, canonical
+from optsd.variants import GUIDE_VARIANTS, chosen
 
-SOURCE = pytest.StashKey[models.Source]()
 VARIANTS = pytest.StashKey[tuple[str, ...]]()
 WORKLOAD = pytest.StashKey[Workload]()
 DEVICE = pytest.StashKey[str]()
 OUTPUT = pytest.StashKey[Path]()
 """This run's folder. It is made when there is something to put into it."""
+MODEL = pytest.StashKey[str]()  # where it is; records have its name
 _OUTPUT_OF_THE_RUN = "optsd_output"
 _LATEST = f"reports/{folders.LATEST}"
 
@@ -28,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--model",
         default="shapes",
         help="shapes (ships with the project), sd15, sd15-random (v1.5's architecture, random weights: speed, memory "
-        "and size only), a diffusers folder, or a hub id (default: %(default)s)",
+        "and size only), a diffusers folder, a .safetensors checkpoint, or a hub id (default: %(default)s)",
     )
     group.addoption(
         "--variant",
@@ -77,12 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
         workloads.at_least("--batch-size", preset.batch_size, 1)
         workloads.at_least("--rounds", preset.rounds, 1)
         workloads.at_least("--images", preset.images, 1)
-        workloads.at_least("--seed", option("--seed"), 0)
+        workloads.check_seed(option("--seed"))
         config.stash[VARIANTS] = _variants(option("--variant"))
         config.stash[OUTPUT] = _output(config)
         _check_device_name(option("--device"))
-        if option("--dtype") not in ("auto", *models.DTYPES):
-            raise BadInput(f"--dtype {option('--dtype')} is unknown", f"use auto, {', '.join(models.DTYPES)}")
+        workloads.dtype_name(option("--dtype"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -160,27 +160,30 @@ def resolve(config: pytest.Config) -> Workload:
     """The workload with nothing left open. Imports torch, to see which devices there are; loads no model."""
     if WORKLOAD not in config.stash:
         option = config.getoption
+        if not hasattr(config, "workerinput"):
+            with _usage_errors():
+                check_writable(config.stash[OUTPUT], "--output")
         if estimated := estimated_device(config):
-            from optsd.estimate.architectures import check, side
+            from optsd.estimate.architectures import check
 
             with _usage_errors():
-                check(option("--model"))
+                source = check(option("--model"))
             kind = device = f"estimate:{estimated}"
-            model, size = option("--model"), side(option("--model"))
             standard = "float16" if find(estimated).kind == "cuda" else "float32"
-            dtype = standard if option("--dtype") == "auto" else option("--dtype")
+            given = workloads.dtype_name(option("--dtype"))
+            dtype = standard if given == "auto" else given
         else:
             with _usage_errors():
                 source = models.check(option("--model"))
                 found = models.resolve_device(option("--device"))
-                dtype = str(models.resolve_dtype(option("--dtype"), found)).removeprefix("torch.")
-            config.stash[SOURCE] = source
-            model, size, device, kind = source.name, source.size, str(found), found.type
+                dtype = str(models.resolve_dtype(option("--dtype"), found, source)).removeprefix("torch.")
+            device, kind = str(found), found.type
         preset = chosen_preset(config)
-        width, height = preset.size or (size, size)
+        width, height = preset.size or source.size
         config.stash[DEVICE] = device
+        config.stash[MODEL] = source.location
         config.stash[WORKLOAD] = Workload(
-            model=model,
+            model=source.name,
             device=kind,
             dtype=dtype,
             steps=preset.steps,
@@ -201,17 +204,18 @@ def estimated_device(config: pytest.Config) -> str:
 
 def _variants(given: list[str] | None) -> tuple[str, ...]:
     """The chosen variants, canonical, each once, the baseline first."""
-    names = [name for group in given or () for name in group.split(",") if name.strip()] or GUIDE_VARIANTS
-    return tuple(dict.fromkeys(["baseline", *(canonical(name.strip()) for name in names)]))
+    return tuple(dict.fromkeys(["baseline", *chosen(given, GUIDE_VARIANTS)]))
 
 
 def _check_device_name(device: str) -> None:
-    kind, _, index = device.partition(":")
+    kind, _, name = device.partition(":")
     if kind == "estimate":
-        find(index)
+        find(name)
         return
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda, cuda:N or estimate:NAME")
+    try:
+        workloads.device_name(device)
+    except BadInput:
+        raise BadInput(f"--device {device} is unknown", "use auto, cpu, cuda, cuda:N or estimate:NAME") from None
 
 
 class _usage_errors:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, WORKLOAD, chosen_preset
+from conftest_plugins.options import DEVICE, MODEL, WORKLOAD, chosen_preset
 from conftest_plugins.progress import Say
 from optsd.errors import Unsupported
+from optsd.measure.pictures import check_pictures
 from optsd.records import Workload
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ class Built:
     say: Say
     warm: bool = False
 
-    def run(self, doing: str = "") -> None:
-        """One batch of the timing prompts. `doing` is shown while it runs."""
+    def run(self, doing: str = "", output_type: str = "pil") -> Any:
+        """The pictures of one batch of the timing prompts. `doing` is shown while it runs."""
         from optsd.measure.run import run_batch
 
         def on_step(step: int) -> None:
             self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
 
-        run_batch(self.pipe, self.workload, self.prompts, on_step=on_step)
+        return run_batch(self.pipe, self.workload, self.prompts, on_step=on_step, output_type=output_type)
 
     def proof(self) -> dict[str, Any]:
         """The technique's own counters so far, and the kernels that a profile of one step shows."""
@@ -51,10 +52,22 @@ class Built:
         return counted | {"kernels_in_a_profile": seen}
 
     def warm_up(self) -> None:
-        """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled."""
+        """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled.
+
+        Raises OptsdError where what it draws is no picture.
+        """
         if not self.warm:
-            self.run("warming up")
+            check_pictures(self.run("warming up", "np"), self.variant)
             self.warm = True
+
+    def draw(self) -> None:
+        """Draw one picture in one step, unless the variant is warm. Raises OptsdError where it is no picture."""
+        from optsd.measure.run import run_batch
+
+        if not self.warm:
+            self.say(f"{self.variant}: drawing")
+            one = replace(self.workload, steps=1, batch_size=1)
+            check_pictures(run_batch(self.pipe, one, self.prompts[:1], output_type="np"), self.variant)
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +77,12 @@ def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Cal
     from optsd.measure.run import timing_prompts
     from optsd.measure.seeds import fix_seeds
 
+    stash = pytestconfig.stash
+
     def make(variant: str) -> Built:
         fix_seeds()
         progress(f"{variant}: loading {workload.model}")
-        pipe, patch = models.build(workload.model, variant, pytestconfig.stash[DEVICE], workload.dtype)
+        pipe, patch = models.build(stash[MODEL], variant, stash[DEVICE], workload.dtype)
         return Built(variant, pipe, patch, workload, timing_prompts(workload.model, workload.batch_size), progress)
 
     return make

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, OUTPUT, chosen_preset
+from conftest_plugins.options import DEVICE, MODEL, OUTPUT, chosen_preset
 from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
 from optsd import models
 from optsd.errors import BadInput
-from optsd.files import home, write_atomically
+from optsd.files import check_writable, home, write_atomically
 from optsd.records import Results, Workload
 from optsd.workloads import at_least
 
@@ -64,6 +64,17 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    config = session.config
+    if config.option.collectonly or not any(item.get_closest_marker("quality") for item in session.items):
+        return
+    try:
+        check_writable(config.getoption("--image-store") or home() / "images", "--image-store")
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 def image_count(config: pytest.Config) -> int:
     """`--images`, or the preset's; a run of quality alone has time for more than a quick run of everything."""
     if config.getoption("--images") is None and config.getoption("-m") == "quality":
@@ -91,7 +102,7 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
     except BadInput as error:
         return error
     # Of the model as it is before any variant is applied.
-    weights = fingerprint(models.load(workload.model, "cpu", workload.dtype))
+    weights = fingerprint(models.load(pytestconfig.stash[MODEL], "cpu", workload.dtype, text_to_image=True))
     store = Store(option("--image-store") or home() / "images")
     baseline = builder(pytestconfig, workload, "baseline")
     return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
@@ -104,7 +115,7 @@ def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable
         import torch
 
         device = worker_device(config.stash[DEVICE], os.environ.get("PYTEST_XDIST_WORKER"), torch.cuda.device_count())
-        return models.build(workload.model, variant, device, workload.dtype)[0]
+        return models.build(config.stash[MODEL], variant, device, workload.dtype)[0]
 
     return build
 

@@ -3,15 +3,15 @@
 import shlex
 import sys
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from conftest_plugins.options import OUTPUT, WORKLOAD
+from conftest_plugins.options import DEVICE, OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
-from optsd.files import write_atomically
+from optsd.files import without_user, write_atomically
 from optsd.judge.benchmark_json import OURS
 from optsd.metrics import metric
 from optsd.records import Measurement, Results, Technique, Verdict
@@ -66,15 +66,17 @@ class Recorder:
             from optsd.measure.environment import machine
 
             self._results = Results(
-                machine=machine(),
+                machine=machine(self._config.stash.get(DEVICE, "cpu")),
                 workload=self._config.stash[WORKLOAD],
-                command=shlex.join(["pytest", *self._config.invocation_params.args]),
+                command=without_user(shlex.join(["pytest", *self._config.invocation_params.args])),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )
         return replace(self._results, complete=complete)
 
     def merge(self, other: Results) -> None:
-        """Add what another worker has found."""
+        """Add what another worker has found, and on which machine: it knows which GPU ran."""
+        if self.empty and other.machine:
+            self._results = replace(self.results(), machine=other.machine)
         fields = ("measurements", "verdicts", "techniques", "images", "failures")
         self._extend(**{name: getattr(other, name) for name in fields})
 
@@ -84,12 +86,26 @@ class Recorder:
 
     def _extend(self, **rows: tuple) -> None:
         now = self.results()
+        rows = {name: tuple(map(_without_user, more)) for name, more in rows.items()}
         self._results = replace(now, **{name: getattr(now, name) + more for name, more in rows.items()})
         if not hasattr(self._config, "workerinput"):
             folder = self._config.stash[OUTPUT]
             if not (folder / "results.json").exists() and folder.parent == self._config.rootpath / "reports":
                 folders.make_latest(folder)
             write_atomically(folder / "results.json", self._results.to_json())
+
+
+def _without_user(value: Any) -> Any:
+    """A row, or a part of one, with every text as `without_user` gives it: reasons and notes name files."""
+    if isinstance(value, str):
+        return without_user(value)
+    if isinstance(value, dict):
+        return {key: _without_user(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_user, value)) if any(isinstance(e, str | dict | list) for e in value) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _without_user(each) for name, each in vars(value).items()})
+    return value
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -144,13 +160,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from conftest_plugins import verdicts
     from optsd import report
 
-    results = verdicts.judge(config, results)
+    results = _without_user(verdicts.judge(config, results))
     folder = config.stash[OUTPUT]
-    write_atomically(folder / "results.json", results.to_json())
     config.stash[RECORDER]._results = results
     try:
+        write_atomically(folder / "results.json", results.to_json())
         report.write(results, folder)
-    except OptsdError as error:
+    except (OptsdError, OSError) as error:
         print(f"no report: {error}", file=sys.stderr)
     session.exitstatus = verdicts.exit_status(config, results, exitstatus)
 

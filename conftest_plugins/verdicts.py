@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest_plugins.estimates import beside_bounds
-from conftest_plugins.options import OUTPUT, VARIANTS, chosen_preset
+from conftest_plugins.options import DEVICE, OUTPUT, VARIANTS, chosen_preset
 from conftest_plugins.results import RECORDER
 from optsd.errors import BadInput, OptsdError
 from optsd.judge.action_benchmark import write as write_action_benchmark
@@ -135,7 +135,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
     """The results with the machine's load meanwhile and every verdict; repeats the run first if it was asked for."""
     outcome, folder = config.stash[_OUTCOME], config.stash[OUTPUT]
     if _WATCH in config.stash:
-        results = replace(results, machine={**results.machine, "load": config.stash[_WATCH].read()})
+        results = replace(
+            results, machine={**results.machine, "load": config.stash[_WATCH].read(config.stash.get(DEVICE, "cpu"))}
+        )
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
     if CLAIMS in config.stash:

@@ -8,10 +8,12 @@
 Importing this package does not import torch; `load` and `apply` do.
 """
 
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    import torch
+    from diffusers import DiffusionPipeline
 
     from optsd.patching import Patch
 
@@ -19,15 +21,22 @@ __version__ = "0.1.0"
 __all__ = ["apply", "load", "patches"]
 
 
-def load(model: str, device: str = "auto", dtype: str = "auto") -> "StableDiffusionPipeline":
-    """A diffusers pipeline by name: `shapes`, `sd15`, `sd15-random`, a diffusers folder, or a hub id.
+def load(
+    model: "str | PathLike[str]",
+    device: "str | torch.device" = "auto",
+    dtype: "str | torch.dtype" = "auto",
+    *,
+    torch_dtype: "str | torch.dtype | None" = None,
+) -> "DiffusionPipeline":
+    """A diffusers pipeline by name: `shapes`, `sd15`, `sd15-random`, a folder, a .safetensors checkpoint, or a hub id.
 
-    `device`: auto, cpu, cuda or cuda:N. `dtype`: auto (float16 on CUDA, else float32), float32, float16, bfloat16.
-    Raises NotFound or BadInput, with the remedy, before anything large is read.
+    It is of the class that the model names. `device`: auto, cpu, cuda or cuda:N, or a `torch.device`. `dtype`: auto
+    (float16 on CUDA, else float32), float32, float16, bfloat16, or a `torch.dtype`; `torch_dtype`, as diffusers once
+    called it, is the same. Raises NotFound or BadInput, with the remedy, before anything large is read.
     """
     from optsd.models import load
 
-    return load(model, device, dtype)
+    return load(fspath(model), device, dtype if torch_dtype is None else torch_dtype)
 
 
 def apply(pipe: "DiffusionPipeline", variant: str) -> "Patch":

@@ -62,18 +62,29 @@ TIMESTEP = ("timestep",)
 TEXT = ("encoder_hidden_states",)
 
 
+def device(module: nn.Module) -> torch.device:
+    """Where a module computes. Of one whose weights are offloaded, and lie nowhere between calls, where they go."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            return parameter.device
+    hooks = (getattr(each, "_hf_hook", None) for each in module.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "meta"))
+
+
 def argument(module: nn.Module, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a call of a denoiser gives for the first of these names that it has, by place or by name; None without."""
     for name, value in kwargs.items():
         if name in names:
             return value
-    return next((value for name, value in zip(arguments(type(module)), args, strict=False) if name in names), None)
+    kind: Any = type(module)
+    return next((value for name, value in zip(arguments(kind), args, strict=False) if name in names), None)
 
 
 @cache
-def arguments(kind: type) -> tuple[str, ...]:
+def arguments(kind: Any) -> tuple[str, ...]:
     """The names of what a module's `forward` takes, in order."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def is_compiling() -> bool:
@@ -88,11 +99,16 @@ def is_cross(attention: Any) -> bool:
 
 def text_projections(attention: Any) -> tuple[str, ...]:
     """The layers of a cross-attention that read the text now: one if keys and values were fused, else two."""
-    return ("to_kv",) if type(attention.processor).__name__.startswith("Fused") else ("to_k", "to_v")
+    return ("to_kv",) if has_fused_processor(attention) else ("to_k", "to_v")
+
+
+def has_fused_processor(attention: Any) -> bool:
+    """Whether diffusers has put one layer in place of its projections (`fuse_qkv_projections`)."""
+    return type(attention.processor).__name__.startswith("Fused")
 
 
 def projects_text(unet: Any) -> bool:
-    """Whether the UNet makes of the text another tensor in every step. An IP-Adapter adds to it, and leaves it alone."""
+    """Whether the UNet makes another tensor of the text in every step. An IP-Adapter leaves the text alone."""
     if getattr(unet, "encoder_hid_proj", None) is None:
         return False
     return unet.config.encoder_hid_dim_type != "ip_image_proj" or hasattr(unet, "text_encoder_hid_proj")

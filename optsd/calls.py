@@ -1,9 +1,9 @@
 """How a technique stands before a module's calls: parts in a row, the last one first, the module's own call at the end.
 
-A part replaces neither `forward` nor the module. So it stays where it is when others (accelerate's offloading, diffusers'
-hooks, `torch.compile`, adapters) put something of theirs in and out, and it comes out whatever came after it. The module
-gets a subclass of its class, of the same name and equal to it, whose `__call__` goes through the parts; copies and pickles
-carry parts of their own.
+A part replaces neither `forward` nor the module. So it stays where it is when others (accelerate's offloading,
+diffusers' hooks, `torch.compile`, adapters) put something of theirs in and out, and it comes out whatever came later.
+The module gets a subclass of its class, of the same name and equal to it, whose `__call__` goes through the parts;
+copies and pickles carry parts of their own.
 """
 
 from dataclasses import dataclass
@@ -122,5 +122,5 @@ def _with_parts(kind: type) -> type:
 
 
 def _empty(kind: type) -> Any:
-    made = _with_parts(kind)
+    made: Any = _with_parts(kind)
     return made.__new__(made)

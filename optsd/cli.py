@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OptsdError as error:
         print(f"optsd: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # no permission, no space, a path that is too long
+        print(f"optsd: {error}; make room or give permission there, or go elsewhere", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("optsd: interrupted", file=sys.stderr)
         return 130

@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
     for model in ("shapes", "sd15"):
         try:
             source = models.check(model)
-            state = f"at {source.folder}" if source.folder else f"from the hub, {source.hub_id}"
-            remedy = "" if source.folder else f"offline: put the diffusers folder at {home() / 'models' / 'sd15'}"
+            state = f"at {source.path}" if source.path else f"from the hub, {source.hub_id}"
+            remedy = "" if source.path else f"offline: put the diffusers folder at {home() / 'models' / 'sd15'}"
         except OptsdError as error:
             state, remedy = error.problem, error.remedy
         table.add_row(f"model {model}", state, remedy)

@@ -64,7 +64,7 @@ class Change(Protocol):
 
 @dataclass(eq=False)
 class Interposed:
-    """A part before the calls of the module at `place` below `root` (`mid_block.attentions.0`; empty: `root` itself)."""
+    """A part before the calls of the module at `place` below `root` (`mid_block.attentions.0`; empty: `root`)."""
 
     root: nn.Module
     place: str
@@ -129,7 +129,7 @@ class Patch:
 
     `touched` are the names of the changed modules (`unet.mid_block.attentions.0…`); `proof` is counted while the
     pipeline runs (`{"quantized_linear": 32, "kernel_calls": 640}`); a lossy technique has no `undo` and says why.
-    `slots` says which technique decides what, `stack` lists the patches that are on the same denoiser, the last one last.
+    `slots` says which technique decides what, `stack` lists the patches on the same denoiser, the last one last.
     """
 
     name: str

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from optsd.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from optsd.patching import Optimization, Patch, Pipeline
 
 TECHNIQUES: dict[str, str] = {
@@ -115,6 +117,12 @@ def canonical(name: str) -> str:
     joined = "+".join(parts)
     written = next((known for known in GUIDE_VARIANTS if sorted(known.split("+")) == sorted(parts)), joined)
     return "baseline" if written == "eager" else written
+
+
+def chosen(given: "Iterable[str] | None", default: "Iterable[str]") -> tuple[str, ...]:
+    """The variants that options name, canonical, each once: an option may be repeated, and hold a list with commas."""
+    names = [name.strip() for group in given or () for name in group.split(",") if name.strip()]
+    return tuple(dict.fromkeys(map(canonical, names or default)))
 
 
 def parse(name: str) -> Variant:

@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -376,10 +377,34 @@ def test_two_at_once_leave_one_whole_file(anew):
 )
 def test_without_a_compiler_they_say_why(anew, monkeypatch, compiler, reason):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(AssertionError, match=reason):
         assert not native.refusal()
     assert not native.serves(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ("ccache g++", ["ccache", "g++"]),
+        ("g++ -B '/a b'", ["g++", "-B", "/a b"]),
+        ("", ["g++"]),
+        (" ", ["g++"]),
+        ("g++ '", ["g++ '"]),
+    ],
+)
+def test_the_compiler_may_have_a_launcher_and_flags(monkeypatch, given, command):
+    monkeypatch.setenv("CXX", given)
+    assert native.compiler() == command
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_kernels_are_compiled_by_a_launcher_and_without_a_folder_to_keep_them(anew, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OPTSD_HOME", str(tmp_path / "file" / "home"))  # nothing can be written there
+    monkeypatch.setenv("CXX", f"{shutil.which('env')} g++ -O0")
+    assert native._library.__wrapped__().optsd_range
 
 
 def test_another_processor_is_refused(anew, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optsd import workloads
 from optsd.errors import BadInput
 from optsd.workloads import PRESETS, at_least, default_preset, parse_size
 
@@ -37,3 +38,27 @@ def test_what_is_no_size(text: str) -> None:
 def test_at_least_names_the_option(value: float) -> None:
     with pytest.raises(BadInput, match="--steps .* is too small; give 1 or more"):
         at_least("--steps", value, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        *[(each, "float16") for each in ("float16", "torch.float16", "fp16", "half", "FP16")],
+        *[(each, "bfloat16") for each in ("bfloat16", "torch.bfloat16", "bf16")],
+        *[(each, "float32") for each in ("float32", "torch.float32", "fp32", "float")],
+        ("auto", "auto"),
+    ],
+)
+def test_types_as_people_write_them(given: str, name: str) -> None:
+    assert workloads.dtype_name(given) == name
+
+
+@pytest.mark.parametrize("given", ["int8", "", "torch", "float64", "None"])
+def test_unknown_types(given: str) -> None:
+    with pytest.raises(BadInput, match=f"unknown dtype '{given}'; use auto, float32, float16, bfloat16"):
+        workloads.dtype_name(given)
+
+
+def test_devices_as_people_write_them() -> None:
+    names = [workloads.device_name(each) for each in ("cpu", "CUDA:1", "cuda", 1, "auto")]
+    assert names == ["cpu", "cuda:1", "cuda", "cuda:1", "auto"]

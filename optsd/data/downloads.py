@@ -226,7 +226,8 @@ def _unpack(archive: Path, folder: Path, members: list[str] | None) -> list[Path
 
 
 def _expand(folder: str) -> str:
-    cache_home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    # of a user without a home directory there are no caches: what is looked for there is not found
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     hugging_face = os.environ.get("HF_HOME") or f"{cache_home}/huggingface"
     return folder.format(
         torch=os.environ.get("TORCH_HOME") or f"{cache_home}/torch",

@@ -84,6 +84,9 @@ def estimate(model: str, variant: str, workload: Workload, device: str = "") -> 
         target.rate(workload.dtype)  # refuses a type that the device lacks before anything is built
     if workload.steps < 1 or workload.batch_size < 1:
         raise BadInput("a workload without steps or pictures has no estimate", "give at least 1 of both")
+    from optsd.quiet import import_diffusers
+
+    import_diffusers()
     from optsd.estimate.run import trace_fake
     from optsd.variants import parse
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, NotFound
-from optsd.models import SD15_HUB_ID, sd15
+from optsd.models import Source, folders, sd15
+from optsd.models.folders import SD15_HUB_ID
 
 if TYPE_CHECKING:
     import torch
@@ -140,19 +141,22 @@ NAMED: dict[str, Callable[["torch.dtype"], "DiffusionPipeline"]] = {
 _SIDES = {"shapes": 64, "sd21": 768, "sdxl": 1024}
 
 
-def side(model: str) -> int:
-    """Pixels of the side of the pictures that a model draws by itself."""
-    return _SIDES.get(model, 512)
+def check(model: str) -> Source:
+    """Where a model's architecture comes from: a name, a folder's configurations, or a hub id. Imports no torch.
 
-
-def check(model: str) -> None:
-    """Raises NotFound for what is neither a name, nor a folder, nor written as a hub id is. Imports no torch."""
-    if model in NAMED or Path(model).expanduser().is_dir():
-        return
-    if len(model.split("/")) != 2 or model.startswith((".", "~", "/")):
+    Raises NotFound for what is none of them.
+    """
+    if model in NAMED:
+        return Source(model, model, size=(_SIDES.get(model, 512),) * 2)
+    path = folders.path_of(model)
+    if path and path.is_dir():
+        path = path.resolve()
+        return Source(folders.label(path), str(path), path, size=folders.size(path))
+    if path or not folders.is_hub_id(model):
         raise NotFound(
             f"no model {model!r}", f"use {', '.join(NAMED)}, a diffusers folder, or a hub id such as {SD15_HUB_ID}"
         )
+    return Source(model, model, hub_id=model)
 
 
 def build(model: str, dtype: "torch.dtype") -> "DiffusionPipeline":
@@ -179,9 +183,7 @@ def _from_files(model: str) -> "DiffusionPipeline":
     """A pipeline from `model_index.json` and its components' configuration files; weights are never read."""
     import diffusers
 
-    check(model)
-    folder = Path(model).expanduser()
-    source = str(folder) if folder.is_dir() else model
+    source = check(model).location
     try:
         index = diffusers.DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
@@ -199,7 +201,7 @@ def _from_files(model: str) -> "DiffusionPipeline":
     for component, kind in index.items():
         if component.startswith("_") or not isinstance(kind, (list, tuple)):
             continue
-        present = kind[0] is not None and component not in ("safety_checker", "feature_extractor", "image_encoder")
+        present = kind[0] is not None and component not in folders.NEVER_LOADED
         parts[component] = _component(source, component, kind[0], kind[1]) if present else None
     if "requires_safety_checker" in index:
         parts["requires_safety_checker"] = False

@@ -5,14 +5,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from optsd.errors import BadInput
-from optsd.estimate import Estimate, devices, estimate, measurements, roofline
-from optsd.records import Workload
-from optsd.workloads import PRESETS, parse_size
+from optsd import variants
+from optsd.estimate import Estimate, architectures, devices, estimate, measurements, roofline
+from optsd.models import Source
+from optsd.records import Measurement, Workload
+from optsd.workloads import PRESETS, at_least, dtype_name, parse_size
 
 EXAMPLES = """examples:
   optsd estimate                                        SD v1.5, the guide's workload, on an A100
   optsd estimate --variant int8+flash --device rtx4090  a variant, against the baseline
+  optsd estimate --variant int8,int4                    a list, as in the benches
   optsd estimate --model sdxl --size 1024 --batch-size 1
   optsd estimate --model PATH --variant flash           any diffusers folder or hub id: configurations suffice
   optsd estimate --json > estimate.json
@@ -27,17 +29,22 @@ GIB = 2**30
 
 def main(arguments: list[str]) -> int:
     """Print the estimate; the exit status."""
-    chosen = _parser().parse_args(arguments)
-    workload = _workload(chosen)
-    baseline = estimate(chosen.model, "baseline", workload, chosen.device)
-    found = (
-        baseline if chosen.variant == "baseline" else estimate(chosen.model, chosen.variant, workload, chosen.device)
-    )
-    rows = measurements(found, baseline)
-    if chosen.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
-        return 0
-    print("\n\n".join((_heading(found), memory_table(found), *_time_tables(found), _summary(rows))))
+    options = _parser().parse_args(arguments)
+    names = variants.chosen(options.variant, ["baseline"])
+    source = architectures.check(options.model)
+    device = devices.find(options.device.removeprefix("estimate:"))  # as the benches' --device has it
+    workload = _workload(options, source, device)
+    baseline = estimate(source.location, "baseline", workload, device.name)
+    listed: list[Measurement] = []
+    for number, name in enumerate(names):
+        found = baseline if name == "baseline" else estimate(source.location, name, workload, device.name)
+        rows = measurements(found, baseline)
+        listed += rows
+        if not options.json:
+            told = (_heading(found), memory_table(found), *_time_tables(found), _summary(rows))
+            print("\n\n".join(("\n", *told) if number else told), flush=True)
+    if options.json:
+        print(json.dumps([asdict(row) for row in listed], indent=2, ensure_ascii=False))
     return 0
 
 
@@ -115,20 +122,15 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def _workload(chosen: argparse.Namespace) -> Workload:
-    from optsd.estimate.architectures import side
-
-    guide = PRESETS["guide"]
-    width, height = parse_size(chosen.size) if chosen.size else (side(chosen.model), side(chosen.model))
-    device = devices.find(chosen.device)
-    dtype = chosen.dtype or ("float16" if device.kind == "cuda" else "float32")
-    for option, value in (("--steps", chosen.steps), ("--batch-size", chosen.batch_size)):
-        if value < 1:
-            raise BadInput(f"{option} {value} is too small", "give 1 or more")
-    return Workload(
-        chosen.model, device.kind, dtype, chosen.steps, guide.guidance if chosen.guidance is None else chosen.guidance,
-        height, width, chosen.batch_size,
-    )  # fmt: skip
+def _workload(options: argparse.Namespace, source: Source, device: devices.Device) -> Workload:
+    width, height = parse_size(options.size) if options.size else source.size
+    dtype = dtype_name(options.dtype)
+    if dtype == "auto":
+        dtype = "float16" if device.kind == "cuda" else "float32"
+    at_least("--steps", options.steps, 1)
+    at_least("--batch-size", options.batch_size, 1)
+    at_least("--guidance", options.guidance, 0)
+    return Workload(source.name, device.kind, dtype, options.steps, options.guidance, height, width, options.batch_size)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,12 +142,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="sd15", help="default: %(default)s")
-    parser.add_argument("--variant", default="baseline", help="such as int8+flash; default: %(default)s")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="these, each against the baseline; join techniques with + (default: baseline)",
+    )
     parser.add_argument("--device", default=devices.DEFAULT, help="default: %(default)s")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU")
+    parser.add_argument("--dtype", default="auto", help="float32, float16, bfloat16; default: float16 on a GPU")
     parser.add_argument("--size", help="512, or 768x512 for width × height; default: the model's own")
     parser.add_argument("--steps", type=int, default=guide.steps, help="default: %(default)s")
-    parser.add_argument("--guidance", type=float, help=f"default: {guide.guidance:g}")
+    parser.add_argument("--guidance", type=float, default=guide.guidance, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=guide.batch_size, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     return parser

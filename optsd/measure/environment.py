@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -47,14 +47,17 @@ CPU_FLAGS = {
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def machine() -> dict[str, Any]:
-    """CPU, memory, GPUs, threads, versions and git state. What cannot be read is None."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """CPU, memory, GPUs, threads, versions and git state. What cannot be read is None.
+
+    `device` is torch's name of what ran, `cuda:1`: that GPU is the first one of the list, as a machine is called by it.
+    """
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": threads(),
-        "gpus": gpus(),
+        "gpus": gpus(device),
         "versions": versions(),
         "git": git_state(Path(__file__).parents[2]),
     }
@@ -114,15 +117,19 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "changed_files": len((git("status", "--porcelain") or "").splitlines())}
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus(device: str = "cpu") -> list[dict[str, Any]]:
     """Every NVIDIA GPU: name, memory, driver, clocks, power, temperature, and the other processes on it.
 
-    Empty where there is none, or no driver, or nvidia-ml-py is not installed. The order is NVML's.
+    First the one that torch calls `device`, as torch knows it where NVML does not; then the others in NVML's order.
+    Empty where there is none, or no driver, or nvidia-ml-py is not installed. NVML's failures are never raised.
     """
+    ran = _torch_gpu(device)
     with _nvml() as nvml:
-        if nvml is None:
-            return []
-        return [_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
+        found = [(_uuid(nvml, handle), _gpu(nvml, handle)) for handle in _handles(nvml)]
+    first = [gpu for uuid, gpu in found if ran and uuid == ran.uuid]
+    if ran and not first:
+        first = [{"name": ran.name, "memory_bytes": ran.memory_bytes}]
+    return first + [gpu for _, gpu in found if gpu not in first]
 
 
 class Watch:
@@ -132,28 +139,42 @@ class Watch:
         self._wall_s, self._busy_s, self._own_s = time.monotonic(), _busy_cpu_s(), _own_cpu_s()
         self._gpu_processes = _gpu_processes()
 
-    def read(self) -> dict[str, Any]:
+    def read(self, device: str = "cpu") -> dict[str, Any]:
         """`others_cpu_share`: CPU seconds of other processes ÷ (seconds × cores); `others_on_gpu`: how many processes.
 
-        Linux counts CPU time that the hypervisor gave to other guests as theirs (steal), and so does this.
+        Of GPUs only the one that torch calls `device` counts. Linux counts CPU time that the hypervisor gave to other
+        guests as theirs (steal), and so does this.
         """
         elapsed = time.monotonic() - self._wall_s
         others = (_busy_cpu_s() - self._busy_s) - (_own_cpu_s() - self._own_s)
         share = others / (elapsed * (psutil.cpu_count() or 1)) if elapsed > 0 else 0.0
-        own = _own_processes()
-        now = _gpu_processes()
+        own, ran = _own_processes(), _torch_gpu(device)
+        now, before = (seen.get(ran.uuid, set()) if ran else set() for seen in (_gpu_processes(), self._gpu_processes))
         # In a container NVML gives numbers of the host, among which our own cannot be told: then only processes count
         # that were there before this one began to use the GPU.
-        foreign = now - own if now & own else now & self._gpu_processes
+        foreign = now - own if now & own else now & before
         return {"others_cpu_share": round(min(max(share, 0.0), 1.0), 3), "others_on_gpu": len(foreign)}
+
+
+class _TorchGpu(NamedTuple):
+    uuid: str  # as NVML writes it, without its prefix
+    name: str
+    memory_bytes: int
+
+
+def _torch_gpu(device: str) -> _TorchGpu | None:
+    """The GPU that torch calls so, which CUDA_VISIBLE_DEVICES may have chosen from others; None for a CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        return None
+    index = int(device.partition(":")[2] or torch.cuda.current_device())
+    found = torch.cuda.get_device_properties(index)
+    return _TorchGpu(str(getattr(found, "uuid", "")), found.name, found.total_memory)
 
 
 def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     def read(name: str, *arguments: Any) -> Any:
-        try:
-            return getattr(nvml, name)(handle, *arguments)
-        except nvml.NVMLError:  # many cards and virtual GPUs lack one reading or another
-            return None
+        return _ask(nvml, name, handle, *arguments)
 
     def scaled(value: float | None, factor: float) -> float | None:
         return None if value is None else round(value * factor, 1)
@@ -162,7 +183,7 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     own = _own_processes()
     return {
         "name": _text(read("nvmlDeviceGetName")),
-        "driver": _text(nvml.nvmlSystemGetDriverVersion()),
+        "driver": _text(_ask(nvml, "nvmlSystemGetDriverVersion")),
         "memory_bytes": memory and memory.total,
         "clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
         "max_clock_mhz": read("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
@@ -178,20 +199,34 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     }
 
 
-def _gpu_processes() -> set[int]:
-    """Numbers of the processes that compute on any GPU, as NVML gives them."""
+def _gpu_processes() -> dict[str, set[int]]:
+    """Numbers of the processes that compute on each GPU, as NVML gives them, by the GPU's UUID."""
     with _nvml() as nvml:
-        if nvml is None:
-            return set()
-        handles = (nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount()))
-        return {process.pid for handle in handles for process in _running(nvml, handle)}
+        return {_uuid(nvml, handle): {each.pid for each in _running(nvml, handle)} for handle in _handles(nvml)}
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """NVML's GPUs, but for those that it cannot open (of another user, lost, in a container without their files)."""
+    handles = (
+        _ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)
+    )
+    return [handle for handle in handles if handle is not None]
+
+
+def _uuid(nvml: Any, handle: Any) -> str:
+    return (_text(_ask(nvml, "nvmlDeviceGetUUID", handle)) or "").removeprefix("GPU-")
 
 
 def _running(nvml: Any, handle: Any) -> list[Any]:
+    return _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle) or []
+
+
+def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
+    """What NVML answers, or None: many cards, virtual GPUs and old drivers lack one reading or another."""
     try:
-        return nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:
-        return []
+        return getattr(nvml, name)(*arguments)
+    except Exception:  # noqa: BLE001 - a reading that is missing must not cost a run
+        return None
 
 
 @contextmanager
@@ -199,18 +234,15 @@ def _nvml() -> Iterator[Any]:
     """NVML's module, initialised, or None where there is no NVIDIA driver."""
     try:
         import pynvml
-    except ImportError:
-        yield None
-        return
-    try:
+
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except Exception:  # noqa: BLE001 - no package, no driver, another version of it, no permission
         yield None
         return
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        _ask(pynvml, "nvmlShutdown")
 
 
 def _busy_cpu_s() -> float:
@@ -237,7 +269,7 @@ def _own_processes() -> set[int]:
 
 
 def _text(value: str | bytes | None) -> str | None:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _read(file: Path) -> str:

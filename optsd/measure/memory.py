@@ -98,6 +98,7 @@ def _measure(model: str, variant: str, device: str, dtype: str, workload: Worklo
     import torch
 
     from optsd.anatomy import denoiser
+    from optsd.measure.pictures import check_pictures
     from optsd.measure.run import run_batch, timing_prompts
     from optsd.measure.seeds import fix_seeds
     from optsd.models import build
@@ -116,9 +117,10 @@ def _measure(model: str, variant: str, device: str, dtype: str, workload: Worklo
     reset_peak()
     if cuda:
         torch.cuda.reset_peak_memory_stats(pipe.device)
-    run_batch(pipe, short, timing_prompts(workload.model, workload.batch_size))
+    drawn = run_batch(pipe, short, timing_prompts(workload.model, workload.batch_size), output_type="np")
     note()
     handle.remove()
     process = resident_bytes("VmHWM")
     peak = torch.cuda.max_memory_allocated(pipe.device) if cuda else process - start
+    check_pictures(drawn, variant)
     return PeakMemory(peak, process, tuple(timeline))

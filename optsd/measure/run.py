@@ -1,14 +1,13 @@
 """One batch of pictures: what every measurement runs."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optsd.measure.seeds import generators
 from optsd.records import Workload
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from PIL import Image
 
 PHOTO_PROMPTS = (
     "a photo of a dog that runs on a beach, high quality",
@@ -36,10 +35,12 @@ def run_batch(
     prompts: list[str],
     first: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
-) -> "list[Image.Image]":
+    output_type: str = "pil",
+) -> Any:
     """One call of the pipeline: the pictures of `prompts`, the first of which has index `first` in its run.
 
-    `on_step` hears the number of each denoising step when it is done.
+    `on_step` hears the number of each denoising step when it is done. A list of PIL's images, or with `output_type`
+    "np" an array N×H×W×3 of numbers from 0 to 1, in which NaN is still to be seen.
     """
 
     def done(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
@@ -54,4 +55,5 @@ def run_batch(
         width=workload.width,
         generator=generators(workload.seed, first, len(prompts)),
         callback_on_step_end=done,
+        output_type=output_type,
     ).images

@@ -31,8 +31,10 @@ def fix_seeds() -> None:
 def generators(seed: int, first: int, count: int) -> "list[torch.Generator]":
     """A CPU generator for each of the pictures `first`, …, `first + count - 1`.
 
-    Picture i starts from the same noise on every device, in every batch and in every shard.
+    Picture i starts from the same noise on every device, in every batch and in every shard. Any seed of 64 bits will
+    do: torch has no larger ones, so the product wraps around.
     """
     import torch
 
-    return [torch.Generator("cpu").manual_seed(seed * 1_000_003 + index) for index in range(first, first + count)]
+    seeds = ((seed * 1_000_003 + index) % 2**64 for index in range(first, first + count))
+    return [torch.Generator("cpu").manual_seed(each) for each in seeds]

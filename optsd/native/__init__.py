@@ -4,10 +4,12 @@ The machine's C++ compiler makes them the first time, in a second or two, into `
 run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,6 +33,15 @@ TYPES = (torch.float32, torch.bfloat16)
 LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
 
 
+def compiler() -> list[str]:
+    """The C++ compiler, `g++` or what CXX says: as make has it, with a launcher and flags (`ccache g++ -B folder`)."""
+    given = os.environ.get("CXX", "")
+    try:
+        return shlex.split(given) or ["g++"]
+    except ValueError:  # a quotation that does not end: the name of no program
+        return [given]
+
+
 @functools.cache
 def refusal() -> str:
     """Why these kernels cannot run on this machine, or an empty string."""
@@ -42,7 +53,7 @@ def refusal() -> str:
         return f"there is no C++ compiler {error.filename} (install g++, or set CXX)"
     except subprocess.CalledProcessError as error:
         return f"the C++ compiler failed ({next(iter(error.stderr.splitlines()), error.returncode)})"
-    except OSError as error:
+    except (OSError, BadInput) as error:  # a compiler's file, or no home directory to keep it in
         return f"they could not be kept or loaded ({error})"
     return ""
 
@@ -282,16 +293,20 @@ def _strides(x: Tensor) -> ctypes.Array:
 @functools.cache
 def _library() -> ctypes.CDLL:
     """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
-    compiler = os.environ.get("CXX", "g++")
     run = functools.partial(subprocess.run, capture_output=True, check=True, encoding="utf-8", errors="replace")
-    made_from = "\0".join((SOURCE.read_text(encoding="utf-8"), run([compiler, "--version"]).stdout, *FLAGS))
+    made_from = "\0".join(
+        (SOURCE.read_text(encoding="utf-8"), *compiler(), run([*compiler(), "--version"]).stdout, *FLAGS)
+    )
     file = home() / "native" / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
-    if not file.is_file():
+    if file.is_file():
+        library = ctypes.CDLL(str(file))
+    else:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / "kernels.so"
-            run([compiler, *FLAGS, str(SOURCE), "-o", str(built)])
-            write_atomically(file, built.read_bytes())
-    library = ctypes.CDLL(str(file))
+            run([*compiler(), *FLAGS, str(SOURCE), "-o", str(built)])
+            library = ctypes.CDLL(str(built))
+            with contextlib.suppress(BadInput):  # a home that is read-only or full: the next process compiles anew
+                write_atomically(file, built.read_bytes())
     address, count, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     threads = flag
     arguments: dict[str, list[Any]] = {

@@ -80,7 +80,7 @@ class Flash:
         for layer, attention in anatomy.attentions(pipe):
             width = anatomy.head_width(attention)
             reasons = {
-                kernel.name: kernel.refusal(module.device, module.dtype, width, masked=False)
+                kernel.name: kernel.refusal(anatomy.device(module), module.dtype, width, masked=False)
                 for kernel in FLASH_KERNELS
             }
             if all(reasons.values()):
@@ -99,7 +99,7 @@ class Attend:
     """Before an attention layer's calls: computes what a plain processor of diffusers would, in the technique's way.
 
     Under any other processor (an IP-Adapter's, fused projections, a transformer's joint attention) what it computes by
-    `scaled_dot_product_attention` goes to the technique's kernel. What it computes otherwise is left to it, and counted.
+    `scaled_dot_product_attention` goes to the technique's kernel. What it computes otherwise is left to it and counted.
     """
 
     def __init__(self, plain: Callable[..., Tensor], kernel: "One | FirstOf") -> None:

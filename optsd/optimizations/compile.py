@@ -1,7 +1,6 @@
 """torch.compile of the UNet, with its weights channels last; the seconds that it takes are measured apart."""
 
 import importlib.util
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.callback import callback_handler
 
-from optsd import anatomy
+from optsd import anatomy, native
 from optsd.calls import Call
 from optsd.errors import Unsupported
 from optsd.patching import Interposed, Patch, Pipeline, Stage
@@ -28,12 +27,12 @@ class Compile:
     slot: str = "compilation"
 
     def check(self, pipe: Pipeline) -> None:
-        device = anatomy.denoiser(pipe).device
+        device = anatomy.device(anatomy.denoiser(pipe))
         if self.backend != "inductor":
             return
         if device.type == "cuda" and importlib.util.find_spec("triton") is None:
             raise Unsupported("compile needs triton on a GPU, and it is not installed", "pip install triton")
-        if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        if device.type == "cpu" and not shutil.which(native.compiler()[0]):
             raise Unsupported("compile needs a C++ compiler on the CPU, and there is none", "install g++, or set CXX")
 
     def apply(self, pipe: Pipeline) -> Patch:

@@ -72,7 +72,7 @@ class SlicedDecoding:
 
 
 class _Sliced:
-    """The VAE's `decode`, one latent at a time. It is a method that pipelines call, so it is replaced on the instance."""
+    """The VAE's `decode`, one latent at a time: a method that pipelines call, so it is replaced on the instance."""
 
     def __init__(self, vae: Any) -> None:
         self.vae, self.tally = vae, Tally()

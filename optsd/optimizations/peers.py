@@ -42,7 +42,7 @@ class Peer:
             importlib.import_module(self.library)
         except ImportError as error:
             raise Unsupported(f"{self.name} needs {self.library} ({error})", f"pip install {self.library}") from error
-        device, dtype = module.device, module.dtype
+        device, dtype = anatomy.device(module), module.dtype
         try:
             tried = self.convert(nn.Linear(128, 128, device=device, dtype=dtype).requires_grad_(False))
             with torch.no_grad():

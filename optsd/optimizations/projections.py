@@ -7,6 +7,7 @@ quantization, another type or device) is met by three products, or by laying the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from optsd import anatomy
 from optsd.calls import Call
-from optsd.errors import NothingMatched
+from optsd.errors import NothingMatched, Unsupported
 from optsd.patching import Interposed, Patch, Pipeline, Stage
 from optsd.state import LastPrompt
 
@@ -30,8 +31,10 @@ class JoinedProjections:
     slot: str = "projections"
 
     def check(self, pipe: Pipeline) -> None:
+        if any(anatomy.has_fused_processor(layer) for _, layer in anatomy.attentions(pipe)):
+            raise Unsupported(f"{self.name}: diffusers has fused them already", "choose flash, or unfuse them first")
         if next(self._layers(pipe), None) is None:
-            raise NothingMatched(f"{self.name} found no attention layer with projections", "leave it out")
+            raise NothingMatched(f"{self.name} found no plain projections", "choose flash")
 
     def apply(self, pipe: Pipeline) -> Patch:
         root, prefix = anatomy.denoiser(pipe), anatomy.denoiser_name(pipe)
@@ -82,7 +85,7 @@ class Together:
 def projections(attention: Any) -> list[nn.Linear]:
     """The layers of an attention layer that read the same input, if all of them are plain: else none."""
     names = ("to_k", "to_v") if anatomy.is_cross(attention) else ("to_q", "to_k", "to_v")
-    layers = [getattr(attention, name, None) for name in names]
+    layers: list[Any] = [getattr(attention, name, None) for name in names]
     if not all(type(layer) is nn.Linear for layer in layers) or any(layer.weight.is_meta for layer in layers):
         return []  # adapted, quantized, or offloaded for the moment
     return layers if len({layer.bias is None for layer in layers}) == 1 else []
@@ -104,14 +107,12 @@ def lie_together(layers: list[nn.Linear]) -> bool:
     """Whether each one's weight begins, in the same memory, where the one before it ends."""
     kinds = ("weight", "bias") if layers[0].bias is not None else ("weight",)
     return all(
-        _follows(getattr(before, kind), getattr(after, kind))
-        for kind in kinds
-        for before, after in zip(layers, layers[1:], strict=False)
+        _follows(getattr(before, kind), getattr(after, kind)) for kind in kinds for before, after in pairwise(layers)
     )
 
 
 def _follows(before: Tensor, after: Tensor) -> bool:
-    return (
+    return bool(
         before.untyped_storage()._cdata == after.untyped_storage()._cdata
         and before.storage_offset() + before.numel() == after.storage_offset()
         and before.is_contiguous()
@@ -120,7 +121,7 @@ def _follows(before: Tensor, after: Tensor) -> bool:
 
 
 def project_together(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
-    """What each of the layers gives for x, B×N×width to B×N×outputs: in one product where their weights lie together."""
+    """What each layer gives for x, B×N×width to B×N×outputs: in one product where their weights lie together."""
     plain = all(type(layer) is nn.Linear and not layer._forward_hooks for layer in layers)
     # A gradient would reach the first layer's weight alone.
     if not plain or torch.is_grad_enabled() or anatomy.is_compiling() or not lie_together(layers):

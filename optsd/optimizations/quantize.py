@@ -24,9 +24,9 @@ WHY_LOSSY = "the original weights were released, that is where the memory is sav
 class Quantize:
     """What `Int8` and `Int4` share.
 
-    `keep`: shell patterns of layer names that stay in high precision. `components`: of `denoiser`, `text_encoder`, `vae`.
-    `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes from layer to
-    layer in the UNet: `auto` (bfloat16 for a float32 UNet on a CPU that has instructions for it) or `same`.
+    `keep`: shell patterns of layer names that stay in high precision. `components`: of `denoiser`, `text_encoder` and
+    `vae`. `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes from
+    layer to layer in the denoiser: `auto` (bfloat16 for a float32 UNet on a CPU that has instructions for it) or `same`.
     """
 
     keep: tuple[str, ...] = KEPT
@@ -47,7 +47,7 @@ class Quantize:
             raise BadInput(f"{self.name} cannot quantize {self.components!r}", f"choose from {', '.join(COMPONENTS)}")
         for name, module in self._modules(pipe).items():
             check_convertible(module, name)
-            kernels.choose(module.device, self.kernel, self.bits)
+            kernels.choose(anatomy.device(module), self.kernel, self.bits)
 
     def apply(self, pipe: Pipeline) -> Patch:
         modules = self._modules(pipe)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import optsd
-from optsd.errors import BadInput, OptsdError
+from optsd.errors import BadInput
+from optsd.measure.pictures import check_pictures
 from optsd.measure.seeds import fix_seeds, generators
 from optsd.quality.store import Batch, Store
 from optsd.records import Workload
@@ -29,7 +30,9 @@ _MAKES_NO_IMAGES = (
     "judge",
     "measure",
     "metrics.py",
+    "pytest_plugin.py",
     "quality",
+    "quiet.py",
     "records.py",
     "report",
 )
@@ -110,8 +113,7 @@ def draw(pipe: Any, batch: Batch) -> np.ndarray:
         width=workload["width"],
         output_type="np",
     ).images
-    if not np.isfinite(images).all():
-        raise OptsdError(f"{recipe['variant']} gives images that are not finite", "use --dtype float32")
+    check_pictures(images, recipe["variant"])
     return (images * 255).round().astype(np.uint8)
 
 

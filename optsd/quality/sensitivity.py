@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from optsd import workloads
+from optsd.errors import BadInput
 from optsd.models.shapes import scenes
 from optsd.workloads import PRESETS
 
@@ -43,10 +44,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="optsd sensitivity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bits", type=int, choices=(8, 4), action="append", help="default: both")
+    parser.add_argument("--bits", action="append", metavar="8[,4]", help="default: both")
     parser.add_argument("--prompts", type=int, default=64, help="pictures a row (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=PRESETS["quick"].steps, help="default: %(default)s")
     given = parser.parse_args(arguments)
+    bits = [part.strip() for group in given.bits or ("8,4",) for part in group.split(",")]
+    if unknown := [each for each in bits if each not in ("8", "4")]:
+        raise BadInput(f"--bits {unknown[0]} is unknown", "use 8, 4, or 8,4")
     workloads.at_least("--prompts", given.prompts, 1)
     workloads.at_least("--steps", given.steps, 1)
 
@@ -59,11 +63,11 @@ def main(arguments: list[str]) -> int:
     baseline = draw(None, chosen, given.steps)
     print(f"{len(chosen)} pictures, {given.steps} steps; baseline: {objects_right(baseline, chosen):.2%} objects right")
     print("| bits | quantized | layers | PSNR dB | objects right |\n| --- | --- | --- | --- | --- |", flush=True)
-    for bits in given.bits or (8, 4):
-        for name, technique in techniques(bits):
+    for each in dict.fromkeys(map(int, bits)):
+        for name, technique in techniques(each):
             pictures = draw(technique, chosen, given.steps)
             cells = (name, technique.count, f"{psnr_db(pictures, baseline).mean():.1f}")
-            print(f"| {bits} | {' | '.join(map(str, cells))} | {objects_right(pictures, chosen):.2%} |", flush=True)
+            print(f"| {each} | {' | '.join(map(str, cells))} | {objects_right(pictures, chosen):.2%} |", flush=True)
     return 0
 
 

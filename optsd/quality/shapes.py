@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from optsd import workloads
+from optsd.errors import BadInput
 from optsd.models.shapes import scenes
+from optsd.variants import chosen
 from optsd.workloads import PRESETS
 
 DRAWN_SEED, PROMPT_SEED = 101, 102
@@ -26,7 +28,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="optsd shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variant", default="sdpa", help="techniques joined with + (default: %(default)s)")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME[,NAME]",
+        help="a line for each of these; join techniques with + (default: sdpa)",
+    )
     parser.add_argument("--prompts", type=int, default=256, help="pictures to generate (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=PRESETS["quick"].steps, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, default=PRESETS["quick"].guidance, help="default: %(default)s")
@@ -34,6 +41,10 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     workloads.at_least("--prompts", given.prompts, 1)
     workloads.at_least("--steps", given.steps, 1)
+    workloads.at_least("--guidance", given.guidance, 0)
+    names = chosen(given.variant, ["sdpa"])
+    if given.sheet and len(names) > 1:
+        raise BadInput("--sheet shows the pictures of one variant", "name one, or leave out the sheet")
 
     import optsd
     from optsd.measure.seeds import fix_seeds, generators
@@ -42,25 +53,27 @@ def main(arguments: list[str]) -> int:
     drawn, pictures = scenes.dataset(DRAWN_SEED, 2048, held_out=True)
     print(f"classifier: {_verdict(drawn, pictures)} in {len(drawn)} drawn scenes")
 
-    chosen = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))
-    pipe = optsd.load("shapes")
-    optsd.apply(pipe, given.variant)
-    made: list[np.ndarray] = []
-    for first in range(0, len(chosen), BATCH):
-        batch = chosen[first : first + BATCH]
-        images = pipe(
-            [scene.caption for scene in batch],
-            num_inference_steps=given.steps,
-            guidance_scale=given.guidance,
-            generator=generators(42, first, len(batch)),
-        ).images
-        made += [np.asarray(image) for image in images]
-        print(f"\r{len(made)}/{len(chosen)} pictures", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(
-        f"model: {_verdict(chosen, np.stack(made))} in {len(made)} pictures of prompts never trained on "
-        f"({given.variant}, {given.steps} steps, guidance {given.guidance:g})"
-    )
+    asked = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))
+    for name in names:
+        pipe = optsd.load("shapes")
+        optsd.apply(pipe, name)
+        made: list[np.ndarray] = []
+        for first in range(0, len(asked), BATCH):
+            batch = asked[first : first + BATCH]
+            images = pipe(
+                [scene.caption for scene in batch],
+                num_inference_steps=given.steps,
+                guidance_scale=given.guidance,
+                generator=generators(42, first, len(batch)),
+            ).images
+            made += [np.asarray(image) for image in images]
+            print(f"\r{len(made)}/{len(asked)} pictures", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        print(
+            f"model: {_verdict(asked, np.stack(made))} in {len(made)} pictures of prompts never trained on "
+            f"({name}, {given.steps} steps, guidance {given.guidance:g})",
+            flush=True,
+        )
     if given.sheet:
         shown = made[:SHEET_PICTURES]
         shown += [np.zeros_like(shown[0])] * (-len(shown) % SHEET_COLUMNS)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, PngImagePlugin
 
 from optsd.errors import BadInput
+from optsd.files import cannot_write, check_writable
 
 MAX_PIXELS = 64 * 2**20  # of one stored image; a file that claims more is damaged
 
@@ -64,6 +65,13 @@ class Store:
                 f"give {batch.count}×height×width×3, uint8",
             )
         target = self._folder(batch)
+        try:
+            self._put(target, batch, images)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+        self.made += 1
+
+    def _put(self, target: Path, batch: Batch, images: np.ndarray) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A fixed name, for the holder of the batch's lock alone: what a killed run left there is cleared here.
         partial = target.with_name(f".partial-{batch.key}")
@@ -77,7 +85,6 @@ class Store:
             partial.replace(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        self.made += 1
 
     def ensure(self, batches: Sequence[Batch], make: Callable[[Batch], np.ndarray]) -> Iterator[np.ndarray]:
         """The images of every batch, in order; those that are not stored are made with `make`.
@@ -100,7 +107,7 @@ class Store:
     def _claimed(self, batch: Batch, wait: bool) -> Iterator[bool]:
         """Hold the batch's lock, which the system releases when its holder is killed; False if another holds it."""
         locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        check_writable(locks, "image store")
         lock = FileLock(locks / f"{batch.key}.lock", timeout=-1 if wait else 0)
         try:
             lock.acquire()

@@ -121,7 +121,7 @@ class Boundary:
         return output
 
     def converting(self, module: nn.Module, fn: Any) -> Any:
-        """What `module.to(…)` does to its tensors: to those outside it is float32, and `to(float32)` leaves it as it is."""
+        """What `module.to(…)` does to its tensors: to others it is float32, and `to(float32)` leaves it as it is."""
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)

@@ -38,11 +38,13 @@ class Conversion:
 
 
 def check_convertible(module: nn.Module, name: str) -> None:
-    """Raise Unsupported for a module that is quantized already, by this library or by another."""
+    """Raise Unsupported for a module that is offloaded, or quantized already, by this library or by another."""
     for layer, child in module.named_modules(prefix=name):
         if isinstance(child, QuantizedLayer):
             raise Unsupported(f"{name} is quantized already ({layer})", "load the pipeline again, then quantize once")
         for parameter in child.parameters(recurse=False):
+            if parameter.is_meta:
+                raise Unsupported(f"the weights of {layer} are offloaded", "quantize first, then turn on offloading")
             library = type(parameter.data).__module__.split(".")[0], type(parameter).__module__.split(".")[0]
             foreign = next((origin for origin in library if origin != "torch"), "")
             if foreign or not (parameter.is_floating_point() or parameter.is_complex()):
@@ -101,7 +103,7 @@ def convert(
 
 
 def refuse_what_would_lose(module: nn.Module, name: str) -> None:
-    """Others' methods that would write, or compute with, weights that a quantized module has not: errors, in one line."""
+    """Others' methods that would write, or compute with, weights that a quantized module lacks: one-line errors."""
     module.save_pretrained = Refusal(  # type: ignore[assignment]
         f"{name} is quantized, and save_pretrained would write a folder that nothing can load",
         "use optsd.quantization.save(pipe, folder); optsd.load opens it",

@@ -139,7 +139,7 @@ class ReadOnly(Tensor):
 WRITES = ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__")
 
 
-class QLinear(QuantizedLayer, nn.Linear):
+class QLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """A Linear layer: `… × in_features` of any float type to `… × out_features` of that type.
 
     It is an `nn.Linear` to those who ask, as adapters do before they wrap a layer.

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from optsd import records
 from optsd.errors import BadInput, NotFound
 from optsd.files import write_atomically
-from optsd.models import QUANTIZED as INDEX
 from optsd.patching import Pipeline
+from optsd.quantization import INDEX, WEIGHTS
 from optsd.quantization.boundary import boundary_of, compute_in_bfloat16
 from optsd.quantization.convert import refuse_what_would_lose
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
 SCHEMA = 1
-WEIGHTS = "quantized.safetensors"
 REMEDY = "save the pipeline again with optsd.quantization.save"
 LIBRARIES = ("diffusers", "transformers")
 

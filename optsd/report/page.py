@@ -138,7 +138,7 @@ def _gallery(results: Results, number_of: Mapping[str, int], folder: Path) -> di
     advised = next((answer.variant for answer in answers(results) if answer.variant in names), names[-1])
     embedded = {number for _, number in chosen.urls}
     prompts = {
-        number: {"text": row.prompt, "seed": row.seed}
+        number: {"text": row.prompt, "seed": str(row.seed)}  # it has 64 bits, a number of JavaScript 53
         for (_, number), row in sorted(found.pictures.items(), key=lambda item: item[0][1])
         if number in embedded
     }

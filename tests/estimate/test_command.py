@@ -30,6 +30,16 @@ def test_json(capsys):
     assert rows["speedup"]["value"] == 1
 
 
+def test_options_are_spelled_as_in_the_benches(capsys):
+    words = ["--model", "shapes", "--steps", "1", "--json", "--batch-size", "1"]
+    assert (
+        main([*words, "--variant", "flash, int8", "--variant=flash", "--device", "estimate:rtx4090", "--dtype", "fp16"])
+        == 0
+    )
+    rows = json.loads(capsys.readouterr().out)
+    assert list(dict.fromkeys(row["variant"] for row in rows)) == ["flash", "int8"]
+
+
 def test_help_teaches_by_example(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -46,6 +56,9 @@ def test_help_teaches_by_example(capsys):
         (["--size", "65"], "65 is not a positive multiple of 8"),
         (["--steps", "0"], "--steps 0 is too small; give 1 or more"),
         (["--batch-size", "-1"], "--batch-size -1 is too small"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; use auto, float32"),
+        (["--variant", "flash,nosuch"], "unknown variant 'nosuch'"),
+        (["--model", "./nowhere"], "no model './nowhere'"),
     ],
 )
 def test_wrong_options(arguments, message):

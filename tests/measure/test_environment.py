@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from optsd.judge.expectations import machine_name
 from optsd.measure import environment
 from optsd.records import dumps
 
@@ -19,7 +20,7 @@ class FakeNvml(SimpleNamespace):
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = "sm", "memory", "gpu"
 
     def __init__(self, foreign=()):
-        super().__init__(foreign=list(foreign), opened=0)
+        super().__init__(foreign=list(foreign), opened=0, closed=set(), alone=set())
 
     def nvmlInit(self):
         self.opened += 1
@@ -31,7 +32,12 @@ class FakeNvml(SimpleNamespace):
         return 2
 
     def nvmlDeviceGetHandleByIndex(self, index):
+        if index in self.closed:
+            raise self.NVMLError
         return index
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}"
 
     def nvmlSystemGetDriverVersion(self):
         return b"570.1"
@@ -59,8 +65,10 @@ class FakeNvml(SimpleNamespace):
         return 41
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
-        if handle == 1:
+        if handle == 1 and not self.alone:
             raise self.NVMLError
+        if handle == 1:
+            return [SimpleNamespace(pid=pid, usedGpuMemory=1 << 30) for pid in self.alone]
         pids = [os.getpid(), *self.foreign]
         return [SimpleNamespace(pid=pid, usedGpuMemory=1 << 30) for pid in pids]
 
@@ -124,13 +132,55 @@ def test_without_a_driver_there_are_no_gpus(nvml, monkeypatch):
     assert environment.gpus() == []
 
 
-def test_a_gpu_that_others_use_is_noticed(nvml):
+@pytest.fixture
+def cuda(monkeypatch):
+    """torch, to which CUDA_VISIBLE_DEVICES shows NVML's GPUs in another order: the second one is `cuda:0`."""
+    properties = [SimpleNamespace(uuid=f"{1 - index}", name=f"H{1 - index}", total_memory=80 << 30) for index in (0, 1)]
+    functions = SimpleNamespace(current_device=lambda: 0, get_device_properties=properties.__getitem__)
+    torch = SimpleNamespace(cuda=functions, get_num_threads=lambda: 1, version=SimpleNamespace(cuda=None))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+
+def test_a_gpu_that_others_use_is_noticed(nvml, cuda):
     watch = environment.Watch()
-    assert watch.read()["others_on_gpu"] == 1
+    assert watch.read("cuda:1")["others_on_gpu"] == 1
     nvml.foreign.append(4_000_002)
-    assert watch.read()["others_on_gpu"] == 2
+    assert watch.read("cuda:1")["others_on_gpu"] == 2
     nvml.foreign.clear()
-    assert watch.read()["others_on_gpu"] == 0
+    assert watch.read("cuda:1")["others_on_gpu"] == 0
+
+
+def test_others_count_on_the_gpu_that_ran_alone(nvml, cuda):
+    watch = environment.Watch()
+    assert watch.read("cuda")["others_on_gpu"] == 0
+    assert watch.read("cpu")["others_on_gpu"] == 0
+    nvml.alone.add(4_000_003)  # and none of ours: as a container sees it
+    assert environment.Watch().read("cuda")["others_on_gpu"] == 1
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda", "NVIDIA H1"), ("cuda:0", "NVIDIA H1"), ("cuda:1", "NVIDIA H0")])
+def test_a_machine_is_called_by_the_gpu_that_ran(nvml, cuda, device, name):
+    found = environment.machine(device)
+    assert [gpu["name"] for gpu in found["gpus"]] == [name, *({"NVIDIA H0", "NVIDIA H1"} - {name})]
+    assert machine_name(found, "cuda") == name.lower().replace(" ", "-")
+    nvml.closed = {0, 1}  # torch knows it even so
+    assert machine_name(environment.machine(device), "cuda") == name.lower().removeprefix("nvidia ")
+
+
+@pytest.mark.parametrize("name", [name for name in dir(FakeNvml) if name.startswith("nvml")])
+@pytest.mark.parametrize("error", [FakeNvml.NVMLError("lost"), OSError("no such library"), AttributeError("too old")])
+def test_no_failure_of_nvml_ends_a_run(nvml, monkeypatch, name, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(nvml, name, fail)
+    assert isinstance(environment.gpus(), list)
+    assert environment.Watch().read()["others_on_gpu"] == 0
+
+
+def test_a_gpu_that_cannot_be_opened_is_left_out(nvml):
+    nvml.closed = {0}
+    assert [gpu["name"] for gpu in environment.gpus()] == ["NVIDIA H1"]
 
 
 def test_own_work_is_not_taken_for_others(monkeypatch):

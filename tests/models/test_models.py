@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_shipped_model_is_whole() -> None:
     source = models.check("shapes")
-    assert source.size == 64
+    assert source.size == (64, 64)
     files = [file for file in shapes.WEIGHTS.rglob("*") if file.suffix == ".safetensors"]
     assert len(files) == 5
     assert sum(file.stat().st_size for file in files) <= 25e6
@@ -37,11 +37,11 @@ def test_sd15_is_taken_from_home_when_it_lies_there(folder: Path, monkeypatch, t
     monkeypatch.setenv("OPTSD_HOME", str(tmp_path / "home"))
     assert models.check("sd15").hub_id == models.SD15_HUB_ID
     shutil.copytree(folder, tmp_path / "home" / "models" / "sd15")
-    assert models.check("sd15").folder == tmp_path / "home" / "models" / "sd15"
+    assert models.check("sd15").path == tmp_path / "home" / "models" / "sd15"
 
 
 def test_a_folder_knows_its_size(folder: Path) -> None:
-    assert models.check(str(folder)).size == 64
+    assert models.check(str(folder)).size == (64, 64)
 
 
 def test_a_truncated_weight_file(folder: Path) -> None:
@@ -116,6 +116,18 @@ def test_dtypes() -> None:
     assert models.resolve_dtype("auto", torch.device("cuda")) is torch.float16
     with pytest.raises(BadInput, match="unknown dtype 'int8'"):
         models.resolve_dtype("int8", torch.device("cpu"))
+
+
+def test_objects_of_torch_are_taken_as_names_are() -> None:
+    import torch
+
+    import optsd
+
+    cpu = torch.device("cpu")
+    assert models.resolve_device(cpu) == cpu
+    assert models.resolve_dtype(torch.bfloat16, cpu) is torch.bfloat16
+    assert optsd.load("shapes", dtype=torch.float32, device=cpu).dtype is torch.float32
+    assert optsd.load(shapes.WEIGHTS / "pipeline", torch_dtype=torch.bfloat16, device="cpu").dtype is torch.bfloat16
 
 
 def test_loading_gives_float32_and_the_committed_numbers() -> None:

@@ -47,3 +47,9 @@ def test_without_triton(monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unsupported, match="needs triton"):
         Compile().check(SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))))
+
+
+def test_a_compiler_with_a_launcher_is_one(monkeypatch, small_unet, bare):
+    monkeypatch.setenv("CXX", "env g++ -O0")
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name == "env" and "/usr/bin/env")
+    Compile().check(bare(small_unet()))

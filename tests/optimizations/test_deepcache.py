@@ -52,7 +52,7 @@ def test_shallow_steps_see_the_new_latents(small_unet, bare):
 
 
 def test_latents_that_are_not_the_same_picture_have_features_of_their_own(small_unet, bare):
-    """Tiles of one picture and pictures in turn, under one prompt tensor, in whatever order: each is what it is alone."""
+    """Tiles of one picture, or pictures in turn, under one prompt tensor, in any order: each is what it is alone."""
     unet = small_unet()
     inputs = example_inputs(unet, 1, (8, 8))
     starts = [torch.randn(1, 4, 8, 8) for _ in range(3)]

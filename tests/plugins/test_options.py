@@ -24,8 +24,9 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
         (["--guidance", "nan"], "--guidance nan is too small; give 0 or more"),
         (["--batch-size", "0"], "--batch-size 0 is too small; give 1 or more"),
         (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda, cuda:N or estimate:NAME"),
-        (["--dtype", "int8"], "--dtype int8 is unknown; use auto, float32, float16, bfloat16"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; use auto, float32, float16, bfloat16"),
         (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
+        (["--seed", str(2**64)], f"--seed {2**64} is too large; give {2**64 - 1} or less"),
     ],
 )
 def test_a_wrong_option_is_one_line_before_anything_is_loaded(options: list[str], message: str) -> None:
@@ -41,6 +42,8 @@ def test_a_wrong_option_is_one_line_before_anything_is_loaded(options: list[str]
     [
         (["--model", "nosuch"], "no model 'nosuch'; use shapes, sd15"),
         (["--device", "cuda:99"], "no device 'cuda:99'"),
+        (["--output", "/proc/reports"], "--output /proc/reports cannot be written"),
+        (["--image-store", "/proc/images"], "--image-store /proc/images cannot be written"),
     ],
 )
 def test_a_wrong_model_or_device_is_one_line_before_a_model_is_loaded(options: list[str], message: str) -> None:

@@ -49,7 +49,7 @@ def project(pytester, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # benches are rewritten within a second
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     machine = {"cpu": {"name": "Test", "usable_cores": 2}, "versions": {"torch": "2.15"}, "gpus": []}
-    monkeypatch.setattr("optsd.measure.environment.machine", lambda: dict(machine))
+    monkeypatch.setattr("optsd.measure.environment.machine", lambda device="cpu": dict(machine))
     monkeypatch.setattr("optsd.measure.environment.gpus", list)
     monkeypatch.setattr("optsd.report.write", lambda results, folder: None)
     monkeypatch.setattr("optsd.report.print_table", lambda results, console: None)

@@ -158,7 +158,7 @@ def test_images_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     def broken(*_, **__):
         return SimpleNamespace(images=np.full((4, 16, 24, 3), np.nan))
 
-    with pytest.raises(OptsdError, match="sdpa gives images that are not finite"):
+    with pytest.raises(OptsdError, match="sdpa draws no pictures: they are NaN or infinite; use --dtype float32"):
         generate.generate("sdpa", WORKLOAD, PROMPTS, "w", Store(tmp_path), lambda: broken)
     assert not list(tmp_path.rglob("*.png"))
 

@@ -132,7 +132,7 @@ def test_a_batch_that_failed_leaves_nothing(store: Store, monkeypatch) -> None:
         file.write_bytes(b"x")
 
     monkeypatch.setattr("optsd.quality.store._write", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadInput, match=r"cannot write .* \(disk full\); make room"):
         store.put(_batch(), _images())
     assert [path for path in store.folder.rglob("*") if path.is_file()] == []
 
@@ -198,3 +198,12 @@ def test_workers_that_share_a_store_share_the_work(tmp_path: Path) -> None:
     assert sorted(map(int, drawn)) == list(range(count))
     assert _start(tmp_path / "alone", tmp_path / "alone.log", count, 0).wait(600) == 0
     assert _content(folder) == _content(tmp_path / "alone")
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    blocked = Store(tmp_path / "file" / "store")
+    with pytest.raises(BadInput, match="image store .* cannot be written .*; name another folder"):
+        next(blocked.ensure([_batch()], lambda batch: _images()))
+    with pytest.raises(BadInput, match="cannot write .*; make room or give permission there"):
+        blocked.put(_batch(), _images())
