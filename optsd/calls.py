@@ -7,7 +7,7 @@ copies and pickles carry parts of their own.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any, Protocol
 
 from torch import nn
@@ -47,11 +47,6 @@ class _Interposed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return Call(self, len(parts(self)))(*args, **kwargs)  # type: ignore[arg-type]
-
-    def forward(self, *args: Any, instead_of_forward: Any = None, **kwargs: Any) -> Any:
-        if instead_of_forward is not None:
-            return instead_of_forward(self, *args, **kwargs)
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The subclass is made here and has no place from which it could be imported.
@@ -117,8 +112,14 @@ class _Alike(type):
 
 @cache
 def _with_parts(kind: type) -> type:
-    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return _Alike(kind.__name__, (_Interposed, kind), named)
+    whole: Any = kind.forward  # type: ignore[attr-defined]
+
+    @wraps(whole)  # diffusers reads the signature
+    def forward(self: nn.Module, *args: Any, instead_of_forward: Any = None, **kwargs: Any) -> Any:
+        return (instead_of_forward or whole)(self, *args, **kwargs)
+
+    known = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "forward": forward}
+    return _Alike(kind.__name__, (_Interposed, kind), known)
 
 
 def _empty(kind: type) -> Any:

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -32,6 +33,25 @@ def layer() -> nn.Linear:
 
 
 X = torch.ones(1, 2)
+
+
+class Instead:
+    def __call__(self, call, *args, **kwargs):
+        return call(*args, **kwargs, instead_of_forward=lambda layer, x: x * layer.in_features)
+
+
+def test_something_else_may_be_computed_where_hooks_and_other_parts_still_see_the_call(layer):
+    seen = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    interpose(layer, Added(1))
+    interpose(layer, Instead())
+    assert torch.equal(layer(X), 2 * X + 1)
+    assert torch.equal(seen[0], 2 * X)
+
+
+def test_the_signature_is_the_layers_own(layer):
+    interpose(layer, Added(1))
+    assert list(inspect.signature(layer.forward).parameters) == ["input"]
 
 
 def test_the_last_part_is_asked_first_and_any_may_go(layer):

@@ -25,8 +25,8 @@ class Quantize:
     """What `Int8` and `Int4` share.
 
     `keep`: shell patterns of layer names that stay in high precision. `components`: of `denoiser`, `text_encoder` and
-    `vae`. `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes from
-    layer to layer in the denoiser: `auto` (bfloat16 for a float32 UNet on a CPU that has instructions for it) or `same`.
+    `vae`. `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes between
+    the denoiser's layers: `auto` (bfloat16 for a float32 one on a CPU that has instructions for it) or `same`.
     """
 
     keep: tuple[str, ...] = KEPT
