@@ -14,9 +14,9 @@ class Added:
         self.number = number
         self.asked = 0
 
-    def __call__(self, call, x):
+    def __call__(self, call, *args, **kwargs):
         self.asked += 1
-        return call(x) + self.number
+        return call(*args, **kwargs) + self.number
 
 
 class Times:

@@ -88,6 +88,7 @@ class _Merging:
         self.turn, self.tally = Turn(), Tally()
         self.places = Places(torch.empty(0), torch.empty(0))
 
+    @torch.compiler.disable(recursive=False)
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         sample = anatomy.argument(call.module, anatomy.SAMPLE, args, kwargs)
         with self.turn.lock:

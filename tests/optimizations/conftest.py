@@ -138,7 +138,10 @@ def row_of_document() -> Callable[[str, str, list[str]], None]:
             return
         if os.environ.get("OPTSD_REGENERATE") != "1":
             pytest.fail(f"{document} has no row like this; run again with OPTSD_REGENERATE=1\n{row}")
-        last = max(number for number, line in enumerate(lines) if line.startswith("|"))
+        alike = [
+            number for number, line in enumerate(lines) if line.startswith("|") and line.count("|") == row.count("|")
+        ]
+        last = max(alike)
         lines[last + 1 if written is None else written : last + 1 if written is None else written + 1] = [row]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         pytest.fail(f"{document}: this row was written anew; read it, then run again\n{row}")

@@ -46,10 +46,9 @@ TECHNIQUES = (
     "int4",
     "deepcache:3",
     "tome:0.5",
-    "compile",
 )
 WIDTH, TEXT_WIDTH, LATENTS = 32, 32, 8
-STEPS = 4
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +214,7 @@ def t2i_adapter(pipe: Any) -> Done:
 def image_to_image(pipe: Any) -> Done:
     made = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     made.set_progress_bar_config(disable=True)
-    options = {"image": torch.full((1, 3, LATENTS, LATENTS), 0.5), "strength": 0.9, "num_inference_steps": 4}
+    options = {"image": torch.full((1, 3, LATENTS, LATENTS), 0.5), "strength": 0.9, "num_inference_steps": 3}
     return Done(made, options | {"height": None, "width": None})
 
 
@@ -369,7 +368,7 @@ def error(output: Tensor, wanted: Tensor) -> float:
 def promised(make: Callable[[], Any]) -> dict[str, float]:
     """What each technique may change: rounding, or four times its error on a pipeline to which nothing was done."""
     wanted = [draw(Done(make(), {}), seed) for seed in (0, 1)]
-    found = {}
+    found = {"compile": 1e-4}
     for name in TECHNIQUES:
         done = Done(make(), {})
         variant = technique(name)
@@ -400,17 +399,19 @@ def outcome(make: Callable[[], Any], name: str, act: Act, before: bool, wanted: 
         else:
             technique(name).apply(pipe)
             done = act(pipe)
-        drawn = [draw(done), draw(done, seed=1)]
+        drawn = [draw(done)]
+        (patch,) = optsd.patches(done.pipe)
+        earlier = counts(patch)
+        drawn.append(draw(done, seed=1))
     except OptsdError as refusal:
         return refused(refusal)
     for each, picture in zip(drawn, wanted, strict=True):
         assert each.isfinite().all()
         assert error(each, picture) < promise, f"{error(each, picture):.2g} from the picture without {name}"
-    (patch,) = optsd.patches(done.pipe)
     assert patch.active, f"{patch.displaced} displaced"
-    earlier = counts(patch)
-    draw(done)
-    assert "compile" in name or any(counts(patch)[key] > value for key, value in earlier.items()), "nothing was counted"
+    # What a compiled graph does is not counted.
+    is_compiled = name == "compile" or hasattr(done.pipe.unet, "_orig_mod")
+    assert is_compiled or any(counts(patch)[key] > value for key, value in earlier.items()), "nothing was counted"
     return "works"
 
 
@@ -452,13 +453,35 @@ def test_quantization_save(make, tmp_path, row_of_document):
 CASES = [(act, False) for act in AFTER] + [(act, True) for act in BEFORE]
 
 
-@pytest.mark.parametrize(("act", "before"), CASES, ids=[f"{act} {'before' if b else 'after'}" for act, b in CASES])
+each_act = pytest.mark.parametrize(
+    ("act", "before"), CASES, ids=[f"{act} {'before' if b else 'after'}" for act, b in CASES]
+)
+
+
+def label(act: str, before: bool) -> str:
+    return f"{act}, {'then the technique' if before else 'after the technique'}"
+
+
+@each_act
 def test_acts(act, before, make, promised, row_of_document, monkeypatch):
     wanted = [draw(AFTER[act](make()), seed) for seed in (0, 1)]
+    untouched = draw(Done(make(), {}))
     looser = 0.05 if "bfloat16" in act else 0.0
-    cells = [outcome(make, name, AFTER[act], before, wanted, max(promised[name], looser)) for name in TECHNIQUES]
-    # Where the CPU has instructions for it, bfloat16 passes between quantized layers.
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    mixed = outcome(make, "int8", AFTER[act], before, wanted, max(promised["int8"], looser))
-    assert mixed == cells[TECHNIQUES.index("int8")]
-    row_of_document("contact.md", f"{act}, {'then the technique' if before else 'after the technique'}", cells)
+    cells = []
+    for name in TECHNIQUES:
+        # Where the CPU has instructions for it, bfloat16 passes between quantized layers: here for one of the two.
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda name=name: name == "int8")
+        promise = max(promised[name], looser)
+        if promise > 1e-4:  # of the approximate ones it may also be a quarter of what the act itself changes
+            promise = max(promise, error(wanted[0], untouched) / 4) if wanted[0].shape == untouched.shape else promise
+        cells.append(outcome(make, name, AFTER[act], before, wanted, promise))
+    row_of_document("contact.md", label(act, before), cells)
+
+
+@pytest.mark.compiled
+@each_act
+def test_acts_on_a_compiled_pipeline(act, before, make, promised, row_of_document):
+    """Seconds each: `pytest tests/optimizations/test_contact.py -m compiled`."""
+    wanted = [draw(AFTER[act](make()), seed) for seed in (0, 1)]
+    cell = outcome(make, "compile", AFTER[act], before, wanted, 0.05 if "bfloat16" in act else 1e-4)
+    row_of_document("contact.md", f"compile: {label(act, before)}", [cell])
