@@ -1,10 +1,11 @@
-"""Does the guide's claim hold? By the measured value and the claim's tolerance, on the guide's workload only."""
+"""Does a claim hold? By the measured value and the claim's tolerance, on the claim's own workload only."""
 
 import math
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from optsd.claims.names import device
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import gpu_warning, joined, why_absent
 from optsd.metrics import metric
@@ -18,7 +19,7 @@ def judge_claims(claims: Claims, results: Results, variants: Collection[str] | N
 
 
 def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
-    """Is the figure reproduced on the guide's workload? Another workload is `not comparable`, whatever was measured."""
+    """Is the figure reproduced on the claim's workload? Another workload is `not comparable`, whatever was measured."""
     found = results.get(claim.variant, claim.metric)
     measured = None if found is None or results.workload.is_estimate else found.value
     status, note = _claim_status(claim, claims, results, found)
@@ -64,12 +65,19 @@ def _other_workload(claim: Claim, claims: Claims, results: Results) -> str:
         for name, expected in claims.workload.items()
         if workload[name] != expected
     ]
-    if results.workload.model not in claims.models[kind]:
+    if claims.models[kind] and results.workload.model not in claims.models[kind]:
         differences.insert(0, f"model {results.workload.model} instead of {claims.models[kind][0]}")
+    if claims.gpu and workload["device"] == "cuda" and device(claims.gpu)[0] != device(_gpu(results))[0]:
+        differences.append(f"GPU {_gpu(results) or 'unknown'} instead of {claims.gpu}")
     pictures = sum(row.get("variant") == claim.variant for row in results.images)
-    if kind == "quality" and not differences and pictures != claims.images:
+    if kind == "quality" and not differences and claims.images and pictures != claims.images:
         differences.append(f"{pictures} pictures instead of {claims.images}")
     return ", ".join(differences)
+
+
+def _gpu(results: Results) -> str:
+    gpus = results.machine.get("gpus") or []
+    return str(gpus[0].get("name")) if gpus else ""
 
 
 def _expectation_text(claim: Claim) -> str:

@@ -55,7 +55,7 @@ def tolerance_for(name: str, tolerances: Mapping[str, Tolerance]) -> Tolerance:
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure of the guide: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
+    """One figure of a source: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
 
     variant: str
     metric: str
@@ -67,14 +67,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """The guide's figures and the workload that they belong to."""
+    """A source's figures of one workload, and that workload."""
 
     file: str
     guide: str
     workload: dict[str, Any]  # the fields of Workload that must be equal; the model is `models`' business
-    images: int
-    models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what the guide means
+    images: int | None  # None: unstated
+    models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what it says; (): any
     claims: tuple[Claim, ...]
+    gpu: str = ""  # the GPU that they name; "": any
+    unstated: tuple[str, ...] = ()  # what of the workload the source leaves open
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ A mistake in one is an error that names the file, the row and the remedy, never 
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from optsd.claims import files
 from optsd.errors import BadInput
 from optsd.judge.expectations import (
     SCHEMA,
@@ -22,32 +23,55 @@ from optsd.judge.expectations import (
     Tolerance,
     tolerance_for,
 )
+from optsd.judge.published import DEFAULT_TOLERANCE, as_expectations
 from optsd.metrics import METRICS, metric
 from optsd.records import Workload
 from optsd.variants import canonical
 
 
 def read_claims(file: Path) -> Claims:
-    """The guide's claims. Raises BadInput, naming file, row and remedy, for anything that is not as the schema says."""
+    """The claims of a file that are about one workload, such as the guide's. Raises BadInput as `read_all_claims` does,
+    and where the file has several workloads, or none that a run can be judged by.
+    """
+    groups = read_all_claims(file)
+    if len(groups) != 1:
+        raise BadInput(f"{file} has claims of {len(groups)} workloads", "use read_all_claims, or a file with one")
+    return groups[0]
+
+
+def read_all_claims(file: Path) -> tuple[Claims, ...]:
+    """What a run can be judged by, workload by workload; files of schema 1 are read as well.
+
+    Raises BadInput, naming file, row and remedy, for anything that is not as the schema says.
+    """
+    data = files.load(file)
+    if data.get("schema") == files.SCHEMA:
+        published = files.from_data(data, file)
+        _tolerances(file, published.tolerance or DEFAULT_TOLERANCE)
+        return tuple(_claims(file, group) for group in as_expectations(published))
     data = _load(file)
     _keys(file, "the file", data, "schema guide workload images models tolerance claims", optional="$schema")
-    workload = data["workload"]
-    known = {field.name for field in fields(Workload)} - {"model", "seed"}
-    _keys(file, "workload", workload, known)
-    models = data["models"]
-    _keys(file, "models", models, "performance quality")
+    _keys(file, "workload", data["workload"], {field.name for field in fields(Workload)} - {"model", "seed"})
     if not isinstance(data["images"], int) or data["images"] < 1:
         _refuse(file, "images", f"{data['images']!r} is no number of pictures", "give a whole number above zero")
+    return (_claims(file, data),)
+
+
+def _claims(file: Path, data: Mapping[str, Any]) -> Claims:
+    """Claims of one workload."""
+    _keys(file, "models", data["models"], "performance quality")
     tolerances = _tolerances(file, data["tolerance"])
     claims = [_claim(file, where, row, tolerances) for where, row in _rows(file, "claims", data["claims"])]
     _refuse_duplicates(file, ((f"{claim.variant} {claim.metric}", claim.source) for claim in claims))
     return Claims(
         file=str(file),
         guide=str(data["guide"]),
-        workload=workload,
+        workload=data["workload"],
         images=data["images"],
-        models={kind: tuple(names) for kind, names in models.items()},
+        models={kind: tuple(names) for kind, names in data["models"].items()},
         claims=tuple(claims),
+        gpu=data.get("gpu", ""),
+        unstated=tuple(data.get("unstated", ())),
     )
 
 
@@ -111,15 +135,8 @@ def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tole
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda name: _refuse_number(file, name))
-    except OSError as error:
-        raise BadInput(f"cannot read {file} ({error.strerror})", "give the path of an expectations file") from error
-    except ValueError as error:
-        raise BadInput(
-            f"{file} is no JSON, or a part of it is missing ({error})", "restore it from version control"
-        ) from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+    data = files.load(file)
+    if data.get("schema") != SCHEMA:
         raise BadInput(f"{file} is no expectations file of schema {SCHEMA}", f'begin it with {{"schema": {SCHEMA}}}')
     return data
 
@@ -198,7 +215,3 @@ def _refuse_duplicates(file: Path, names: Iterable[tuple[str, str]]) -> None:
 
 def _refuse(file: Path, where: str, problem: str, remedy: str) -> NoReturn:
     raise BadInput(f"{file}: {where}: {problem}", remedy)
-
-
-def _refuse_number(file: Path, name: str) -> NoReturn:
-    raise BadInput(f"{file}: {name} is no number that JSON knows", "record a measured one, or remove the row")
