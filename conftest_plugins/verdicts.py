@@ -20,6 +20,7 @@ from conftest_plugins.options import OUTPUT, VARIANTS, chosen_preset
 from conftest_plugins.results import RECORDER
 from optsd.claims import files
 from optsd.errors import BadInput, OptsdError
+from optsd.estimate import published
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
@@ -209,6 +210,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
             results = judged
             outcome.lines.append(f"no bounds beside the claims: {error!r}")
         verdicts += _noted(config, "--claims", results.verdicts)
+        if not results.bounds:
+            results = replace(results, bounds=_kept_bounds(config, (claims, *others)))
     try:
         file = baseline_file(config.rootpath / config.getoption("--expected") / "baselines", results)
         baselines = read_baselines(file) if file.exists() else None
@@ -235,6 +238,21 @@ def judge(config: pytest.Config, results: Results) -> Results:
     results = replace(results, verdicts=tuple(verdicts))
     write_action_benchmark(results, folder)
     return results
+
+
+def _kept_bounds(config: pytest.Config, groups: Iterable[Claims]) -> tuple[dict[str, Any], ...]:
+    """What the data sheets say of claims that this run cannot judge: as `optsd claims field` has kept it."""
+    kept = published.read(config.rootpath / config.getoption("--expected") / "bounds.json")
+    about = [claim for group in groups for claim in group.claims if claim.label in kept]
+    return tuple(
+        {
+            "variant": claim.variant, "metric": claim.metric, "claimed": bound.claimed, "bound": bound.limit,
+            "measured": None, "status": bound.status, "source": claim.source,
+            "arithmetic": "; ".join(filter(None, (bound.arithmetic, bound.assumption))),
+        }
+        for claim in about
+        if (bound := kept[claim.label])
+    )  # fmt: skip
 
 
 def exit_status(config: pytest.Config, results: Results, status: int) -> int:

@@ -323,13 +323,18 @@ def _unchecked(survey: Survey) -> str:
     return f"## What cannot be checked, and why\n\n{text}\n\n{_markdown(('what is missing', 'claims'), rows, '-r')}"
 
 
+def _share(flags: Iterable[bool]) -> float:
+    known = list(flags)
+    return sum(known) / len(known)
+
+
 _QUALITY = ("fid", "kid", "is", "clip", "clip_iqa", "imagereward", "lpips", "psnr_db", "ssim")
 
 
 def _missing(survey: Survey) -> str:
     claims = survey.claims
     rows = [
-        (_NAMES[name].removeprefix("the "), f"{sum(name in each.setting.missing() for each in claims) / len(claims):.0%}")
+        (_NAMES[name].removeprefix("the "), f"{_share(name in each.setting.missing() for each in claims):.0%}")
         for name in FIELDS
     ]  # fmt: skip
     ratios = [claim for claim in claims if claim.metric.kind in ("speedup", "memory_saved")]

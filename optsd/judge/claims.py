@@ -32,7 +32,7 @@ def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
         measured,
         expected,
         _expectation_text(claim),
-        f"{Path(claims.file).name}: {claim.source}",
+        f"claims/{Path(claims.file).name}: {claim.source}",
         joined(note, gpu_warning(claim.metric, results)),
     )
 

@@ -63,6 +63,7 @@ class Claim:
     high: float | None
     tolerance: Tolerance
     source: str
+    label: str = ""  # "guide 5": the file and the number in it, where it is of schema 2
 
 
 @dataclass(frozen=True)

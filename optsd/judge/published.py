@@ -37,7 +37,7 @@ def as_expectations(published: Published) -> list[dict[str, Any]]:
                 "unstated": list(claim.setting.missing()),
             },
         )
-        if any({**row, "source": ""} != {**old, "source": ""} and _same(row, old) for old in group["claims"]):
+        if any(_same(row, old) and _figures(row) != _figures(old) for old in group["claims"]):
             row["source"] = f"{row['source']} ({claim.label})"  # two figures for one thing: both are judged
         group["claims"].append(row)
     return list(groups.values())
@@ -58,7 +58,7 @@ def row_of(claim: Claim) -> dict[str, Any] | None:
         row |= {key: value for key, value in ends.items() if value is not None}
     if claim.tolerance:
         row["tolerance"] = dict(claim.tolerance)
-    return row | {"source": claim.source.place or claim.source.said}
+    return row | {"source": claim.source.place or claim.source.said, "label": claim.label}
 
 
 def measured_as(claim: Claim) -> tuple[str, dict[str, float]]:
@@ -157,6 +157,10 @@ _SAVED = {"x": lambda figure: 1 - 1 / figure, "%": lambda figure: figure / 100, 
 
 def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return (row["variant"], row["metric"], row["source"]) == (other["variant"], other["metric"], other["source"])
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
 
 
 def plain(metric_name: str, unit: str, figure: float | None) -> tuple[Metric, Value]:

@@ -88,7 +88,7 @@ def read_baselines(file: Path) -> Baselines:
 
 
 def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Claim:
-    _keys(file, where, row, "variant metric source", optional="expected at_least at_most from to tolerance")
+    _keys(file, where, row, "variant metric source", optional="expected at_least at_most from to tolerance label")
     variant, name = _variant_and_metric(file, where, row)
     where = f"{where} ({variant} {name})"
     given = {key for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
@@ -103,7 +103,7 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
         _refuse(file, where, f"from {low:g} is above to {high:g}", "swap them")
     if not isinstance(row["source"], str) or not row["source"].strip():
         _refuse(file, where, "it has no source", "name the table or sentence of the guide")
-    return Claim(variant, name, low, high, tolerance, row["source"])
+    return Claim(variant, name, low, high, tolerance, row["source"], row.get("label", ""))
 
 
 def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tolerance]) -> Run:

@@ -1,9 +1,10 @@
 """What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optsd.records import Measurement, Results
+from optsd.records import Measurement, Results, Verdict
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
@@ -39,6 +40,21 @@ def count_verdicts(results: Results) -> dict[str, int]:
     """status -> how many, worst first."""
     counts = Counter(verdict.status for verdict in results.verdicts)
     return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
+
+
+def set_apart(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
+    """The verdicts that say something of this run; of those about another workload a sentence a file and reason."""
+    here, elsewhere = [], Counter[tuple[str, str]]()
+    for verdict in verdicts:
+        if verdict.status == "not comparable":
+            elsewhere[verdict.source.partition(": ")[0], verdict.note] += 1
+        else:
+            here.append(verdict)
+    told = [
+        f"{count} {'figures' if count > 1 else 'figure'} of {source} cannot be compared: {why}"
+        for (source, why), count in elsewhere.items()
+    ]
+    return here, told
 
 
 @dataclass(frozen=True)

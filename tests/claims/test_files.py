@@ -146,6 +146,6 @@ def test_a_file_of_schema_1_is_converted(tmp_path):
     new = tmp_path / "new.json"
     files.write(files.from_schema_1(json.loads(old.read_text())), new)
     before, after = read_claims(old), read_claims(new)
-    assert after.claims == before.claims
+    assert [replace(claim, label="") for claim in after.claims] == list(before.claims)
     assert after.workload == before.workload
     assert isinstance(files.read(new), Published)

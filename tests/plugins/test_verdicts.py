@@ -193,7 +193,7 @@ def test_other_claims_decide_the_workload_and_say_what_is_assumed(project):
         "claims: 2 of 3 claims of A README, measured on A100: model sd15, dtype float16, steps 30; unstated, so the "
         "preset's: guidance, size, batch_size, images"
     ])  # fmt: skip
-    verdicts = [row for row in project.results().verdicts if row.source.startswith("a-readme.json")]
+    verdicts = [row for row in project.results().verdicts if row.source.startswith("claims/a-readme.json")]
     assert [row.status for row in verdicts] == ["not comparable"] * 3  # the run has 50 steps, and no A100
     assert "steps 50 instead of 30, GPU unknown instead of A100" in verdicts[0].note
     assert "steps 50 instead of 4" in verdicts[2].note
