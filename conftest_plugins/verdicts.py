@@ -18,7 +18,7 @@ import pytest
 from conftest_plugins.estimates import beside_bounds
 from conftest_plugins.options import OUTPUT, VARIANTS, chosen_preset
 from conftest_plugins.results import RECORDER
-from optsd.claims import files
+from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate import published
 from optsd.judge.action_benchmark import write as write_action_benchmark
@@ -39,7 +39,7 @@ _CHOSEN = pytest.StashKey[Chosen]()
 _WATCH = pytest.StashKey[Watch]()
 _OUTCOME = pytest.StashKey["Outcome"]()
 
-NOT_FOR_REPEATS = ("--repeat", "--output", "--junitxml", "--junit-xml", "--benchmark-json")
+NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
@@ -76,6 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail where a claim is missed or not measured: of the guide, or of the sources that are named (optsd "
         "claims list has them), whose workload the run then takes where no other option decides",
     )
+    group.addoption("--claim-out", metavar="FILE", help="write this run's figures as claims that others can check")
     group.addoption(
         "--gate",
         action="store_true",
@@ -227,6 +228,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
             # Whatever the figures do, the same seed must give the same picture.
             outcome.failed += [row for row in repeats if row.metric == "images" and row.status == "differs"]
             verdicts += repeats
+        if config.getoption("--claim-out"):
+            files.write(template.of_results(results), config.rootpath / config.getoption("--claim-out"))
+            outcome.lines.append(f"claims written to {config.getoption('--claim-out')}")
         if config.getoption("--expected-update"):
             written: Baselines = update(file, results)
             outcome.must_fail = True

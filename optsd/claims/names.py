@@ -38,6 +38,7 @@ _METHODS = (
     (r"\bfewer steps\b", "fewer steps"),
     (r"^(none|original|unoptimized pipeline|default|baseline|vanilla( pipeline| pytorch)?|torch|diffusers"
      r"|pytorch( eager)?|full precision)\b|^sd-?\s?(xl|\d\.\d)\b|^stable diffusion( xl| \d\.\d)?$", ""),
+    (r"\(\s*default\s*\)", ""),
     (r"\(\s*(sd-?xl|full \w+|fp32|bf16|fp16|iddpm|eager)[^)]*\)", ""),
     (r"\bfp16\b|\bfloat16\b|\bbf16\b|\bbfloat16\b|\bfp32\b", ""),
     (r"\b(diffusers|pytorch|optimized|with|and|the|on|w/|over|triton)(?=\W|$)", ""),
@@ -66,9 +67,7 @@ def device(text: Stated | str) -> tuple[str, str]:
     plain = re.sub(r"[\s_-]+", " ", plain).strip()
     size = re.search(r"(\d+) ?gb\b", plain)
     rest = re.sub(r"\b\d+ ?gb\b|\bsxm\d?\b|\bpcie\b|\b\d+ w\b|,.*$|\bx 1$", " ", plain)
-    words = rest.split()
-    if "rtx" not in words and words and re.fullmatch(r"\d{4}|rtx", words[-1]):
-        words.reverse()  # "3060 RTX"
+    words = re.sub(r"\brtx(?=\d)", "rtx ", rest).split()
     return " ".join(word for word in words if word != "rtx" or "pro" in words), f"{size[1]}gb" if size else ""
 
 
@@ -108,6 +107,19 @@ def methods(technique: str) -> frozenset[str]:
     return frozenset(found - {""})
 
 
+def kinds(technique: str) -> frozenset[str]:
+    """The parts of a technique without parameters that stand in its name: `DeepCache (N=5)` → deepcache."""
+    return frozenset(part for part in methods(technique) if not re.fullmatch(r"([a-z]+ ?= ?)?[\d.]+", part))
+
+
+def parameter(claim: Claim, name: str, letter: str) -> object:
+    """A parameter of a claim's technique: as it is listed, or as it stands in the technique's name (`N=5`)."""
+    if name in claim.parameters:
+        return claim.parameters[name]
+    found = re.search(rf"\b{letter} ?= ?(\d+(?:\.\d+)?)", claim.technique, re.I)
+    return None if not found else float(found[1]) if "." in found[1] else int(found[1])
+
+
 def methods_of(claim: Claim) -> frozenset[str]:
     """The parts of a claim's technique; what its baseline already has, a plain baseline has too."""
     found = methods(claim.technique)
@@ -123,15 +135,15 @@ def is_baseline(claim: Claim) -> bool:
 
 def variant_of(claim: Claim) -> str:
     """The variant of optsd that does what the claim is about; "" where optsd has none, or the words leave it open."""
-    found, parts = set(methods(claim.technique)), []
+    found, parts = set(kinds(claim.technique)), []
     if "deepcache" in found:
-        every, branch = claim.parameters.get("N"), claim.parameters.get("branch", 0)
+        every, branch = parameter(claim, "N", "N"), claim.parameters.get("branch", 0)
         uniform = "non-uniform" not in str(claim.parameters.get("schedule", "uniform"))
         if not isinstance(every, int) or branch != 0 or not uniform or every < 2:
             return ""
         parts.append(f"deepcache:{every}")
     if "tome" in found:
-        ratio = claim.parameters.get("ratio")
+        ratio = parameter(claim, "ratio", "r")
         if not isinstance(ratio, float) or claim.parameters.get("max_downsample", 1) != 1 or not 0 < ratio < 0.75:
             return ""
         parts.append(f"tome:{ratio:g}")

@@ -32,10 +32,15 @@ def against(said: str) -> Against:
         engine=matched(r"tensorrt|onediff|openvino|onnx ?runtime|oneflow|aitemplate|web ?ui", compared),
         steps=whole(r"\b(\d+)\s+(?:[a-z+-]+\s+)?steps\b", compared),
         seconds=number(seconds[1]) if seconds else None,
-        row="before" if "each row adds to the one above" in words else "first" if re.search(r"first row|row 1\b", words)
-        else "",
+        row=_row(words),
         text_says=text_says[1].strip() if text_says else "",
     )  # fmt: skip
+
+
+def _row(words: str) -> str:
+    if re.search(r"adds to the one above|previous row|row (above|before)", words):
+        return "before"
+    return "first" if re.search(r"first row|row 1\b", words) else ""
 
 
 def _attention(words: str) -> str:

@@ -1,5 +1,6 @@
 """Ratios beside the figures that they are the ratios of: a speedup and its seconds, a percentage and its reading."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,18 @@ _READINGS: dict[str, tuple[str, Callable[[Interval], Interval]]] = {
     "% faster": ("{0} ÷ {1} − 1 = {2:.4g} %", lambda ratio: ratio.plus(-1).scaled(100)),
     "% of time saved": ("1 − {1} ÷ {0} = {2:.4g} %", lambda ratio: ratio.inverse().scaled(-100).plus(100)),
     "%": ("{0} ÷ {1} = {2:.4g} %", lambda ratio: ratio.scaled(100)),
+    "share": ("1 − {1} ÷ {0} = {2:.4g}", lambda ratio: ratio.inverse().scaled(-1).plus(1)),
 }
+
+
+def _meant(claim: Claim) -> str:
+    """What a bare % means by its metric's name: of memory a share saved, of time one where a reduction is spoken of."""
+    if claim.value.unit not in ("", "%"):
+        return claim.value.unit
+    saved = re.search(r"reduc|sav|less|lower|shorter", claim.metric.said, re.I)
+    if claim.value.unit == "%":
+        return "% of time saved" if saved or claim.metric.kind == "memory_saved" else "% faster"
+    return "share" if claim.metric.kind == "memory_saved" else "x"
 
 
 _CALLED = {
@@ -38,6 +50,7 @@ _CALLED = {
     "%": "a ratio in %",
     "% faster": "a rate gained",
     "% of time saved": "a share of time saved",
+    "share": "a share saved",
 }
 
 
@@ -48,35 +61,34 @@ def ratios(claims: Sequence[Claim]) -> Iterator[Finding | str]:
         if claim.metric.kind not in ("speedup", "memory_saved") or not claim.value.numbers:
             continue
         yield from _other_baseline(claim, claims)
-        unit = claim.value.unit or "x"
+        unit = _meant(claim)
         pairs = pairs_of(claim, claims)
         if unit not in _READINGS or not pairs or claim.value.bound:
             continue
         yield claim.label
         claimed = of_value(claim.value, places=1.0)
-        wanted = ("x",) if unit == "x" else ("% faster",) if unit == "%" else (unit,)
-        if any(claimed.meets(_READINGS[name][1](pair.ratio)) for pair in pairs for name in wanted):
+        if any(claimed.meets(_READINGS[unit][1](pair.ratio)) for pair in pairs):
             if unit == "% of time saved" and _called_a_speed(claim):
                 saved[f"{claim.source.page} {claim.metric.said}"].append(claim)
             continue
         others = [
             (name, pair)
-            for name in _READINGS if name not in wanted and unit != "x"
+            for name in _READINGS if name != unit and unit.startswith("%")
             for pair in pairs if claimed.meets(_READINGS[name][1](pair.ratio))
         ]  # fmt: skip
-        nearest = min(pairs, key=lambda pair: abs(middle(_READINGS[wanted[0]][1](pair.ratio)) - middle(claimed)))
+        nearest = min(pairs, key=lambda pair: abs(middle(_READINGS[unit][1](pair.ratio)) - middle(claimed)))
         assumption = _about_the_same_run(claim, nearest)
         if others:
             name, pair = others[0]
             yield Finding(
-                "reading", (claim.label, *pair.labels), f"{quoted(claim)} is {_CALLED[name]}, not {_CALLED[wanted[0]]}",
-                f"{_shown(name, pair)}; {_shown(wanted[0], pair)}", assumption,
+                "reading", (claim.label, *pair.labels), f"{quoted(claim)} is {_CALLED[name]}, not {_CALLED[unit]}",
+                f"{_shown(name, pair)}; {_shown(unit, pair)}", assumption,
             )  # fmt: skip
         else:
             yield Finding(
                 "contradiction", (claim.label, *nearest.labels),
-                f"{quoted(claim)} is {_shown(wanted[0], nearest).rpartition('= ')[2]} by its own figures",
-                _shown(wanted[0], nearest), assumption,
+                f"{quoted(claim)} is {_shown(unit, nearest).rpartition('= ')[2]} by its own figures",
+                _shown(unit, nearest), assumption,
             )  # fmt: skip
     for group in saved.values():
         first = group[0]
@@ -104,15 +116,16 @@ def pairs_of(claim: Claim, claims: Sequence[Claim]) -> list[_Pair]:
             rate = one.unit in ("it/s", "images/s")
             found.append(_Pair(ends[1], ends[0], shown[::-1]) if rate else _Pair(ends[0], ends[1], shown))
     measure = size if claim.metric.kind == "memory_saved" else seconds
+    methods = names.methods(claim.technique)
     own = [
         (row, figure) for row in claims
-        if (figure := measure(row)) is not None and same_run(claim, row) and names.methods(row.technique)
-        == names.methods(claim.technique) and parameters_agree(claim, row)
+        if names.methods(row.technique) == methods and same_run(claim, row) and parameters_agree(claim, row)
+        and (figure := measure(row)) is not None
     ]  # fmt: skip
+    bases = [(base, known) for base in claims if own and _is_base_of(claim, base) and (known := measure(base))]
     for row, figure in own:
-        for base in claims:
-            before = measure(base)
-            if before is not None and base is not row and alike(row, base) and _is_base_of(claim, base):
+        for base, before in bases:
+            if base is not row and alike(row, base):
                 shown = (figure_of(base), figure_of(row))
                 inverted = row.metric.kind == "rate" and row.value.unit not in ("s/it", "s/image")
                 found.append(_Pair(before, figure, shown[::-1] if inverted else shown, (base.label, row.label)))

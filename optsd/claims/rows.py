@@ -88,7 +88,8 @@ def to_row(claim: Claim) -> dict[str, Any]:
         "baseline": claim.against.said,
         "metric": claim.metric.said,
         "value": claim.value.said or claim.value.figure,
-        "unit": claim.value.unit_said or claim.value.unit,
+        # The unit of a value in words may stand in the words alone.
+        "unit": claim.value.unit_said or ("" if claim.value.said else claim.value.unit),
         "notes": claim.note,
         "seen": claim.source.seen,
     }

@@ -1,4 +1,7 @@
-"""What an author should state so that a claim can be checked: as a file of claims, and as a table for a README."""
+"""What an author should state so that a claim can be checked: as a file of claims, and as a table for a README.
+
+`of_results` fills it in from a run of the benches: a claim that is made so is checkable by construction.
+"""
 
 import copy
 import json
@@ -6,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from optsd.claims.schema import SCHEMA, Claim, Setting
+from optsd.claims.schema import SCHEMA, Against, Claim, Metric, Published, Setting, Source, Stated, Value
+from optsd.errors import BadInput
+from optsd.metrics import metric
+from optsd.records import Measurement, Results
 
 WHAT = {
     "model": ("checkpoint, with its revision", "runwayml/stable-diffusion-v1-5"),
@@ -120,3 +126,66 @@ def markdown(claims: Sequence[Claim] = ()) -> str:
             f"| {claim.technique} | {parameters} | {name} | {figure} | {claim.against.said} | {claim.images} |"
         )
     return "\n".join(lines) + "\n"
+
+
+_OWN = {
+    # metric of optsd -> what it is in the words of a claim, and its unit there
+    "latency_s": (Metric("seconds an image", "time", per="image", statistic="median"), "s"),
+    "throughput_images_s": (Metric("images a second", "rate", per="image", statistic="median"), "images/s"),
+    "speedup": (Metric("speedup", "speedup", statistic="median"), "x"),
+    "peak_memory_bytes": (Metric("peak memory", "memory", when="peak", counted="allocated"), "B"),
+    "memory_reduction": (Metric("memory saved", "memory_saved", when="peak", counted="allocated"), ""),
+    "vae_decode_s": (Metric("VAE decode", "time", per="call", scope="vae", statistic="median"), "s"),
+}
+_CLAIMED = (*_OWN, "weight_bytes", "disk_bytes")
+
+
+def of_results(results: Results) -> Published:
+    """The figures of a run as claims with nothing unstated. Raises BadInput where the run has none."""
+    work, machine = results.workload, results.machine
+    gpus, cpu = machine.get("gpus") or [], machine.get("cpu") or {}
+    schedulers = [row.proof["scheduler"] for row in results.techniques if row.proof.get("scheduler")]
+    setting = Setting(
+        model=Stated(work.model),
+        device=Stated(gpus[0].get("name") if work.device == "cuda" and gpus else cpu.get("name") or work.device),
+        dtype=Stated(work.dtype),
+        steps=Stated(work.steps),
+        scheduler=Stated(schedulers[0] if schedulers else None),
+        guidance=Stated(work.guidance),
+        size=Stated(work.width if work.width == work.height else f"{work.width}x{work.height}"),
+        batch=Stated(work.batch_size),
+    )
+    commit = str((machine.get("git") or {}).get("commit") or "")
+    source = Source(
+        repository="optsd" if commit else "", commit=commit, document=f"run of {results.created or 'today'}"
+    )
+    claims = [_claim(row, results, setting, source) for row in results.measurements if _can_be_claimed(row)]
+    if work.is_estimate or not claims:
+        raise BadInput("this run measured nothing that could be claimed", "run benches, on a device")
+    return Published("", f"a run of optsd on {setting.device}", tuple(claims))
+
+
+def _can_be_claimed(row: Measurement) -> bool:
+    about = metric(row.metric)
+    kept = row.metric in _CLAIMED or (about.kind == "quality" and not row.metric.endswith("_retention"))
+    return kept and row.value is not None
+
+
+def _claim(row: Measurement, results: Results, setting: Setting, source: Source) -> Claim:
+    made, unit = _OWN.get(row.metric, (Metric(metric(row.metric).label, row.metric), ""))
+    quality = metric(row.metric).kind == "quality"
+    pictures = sum(image.get("variant") == row.variant for image in results.images)
+    taken_of_baseline = row.metric in ("speedup", "memory_reduction")
+    return Claim(
+        technique=row.variant,
+        variant=row.variant,
+        metric=made,
+        value=Value(figure=row.value, unit=unit, low=row.low, high=row.high),
+        source=source,
+        setting=setting,
+        against=Against("baseline of the same run: eager attention", "eager", results.workload.dtype, False)
+        if taken_of_baseline
+        else Against(),
+        images=Stated(pictures if quality and pictures else max(1, len(row.samples)) * results.workload.batch_size),
+        prompts="the standard prompts of optsd for this model" if quality else "",
+    )

@@ -77,6 +77,7 @@ _BOUNDS = (
     (r"\bat least\b|≥|>=|\bmore than\b|\bover\b|(?<![-=])>(?!=)", "at least"),
 )
 NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?"
+_NO_MEMORY = r"\bOOM\b|out[- ]of[- ]memory"
 _GPU = r"(?<=\bon )(?!coco|laion|mjhq)(?:\d+ GB )?[a-z ]*(?:rtx|gtx|[ahlvt]\d|\d{4})[\w ]*"
 _UNSAID = re.compile(
     r"\s*(not\s+(said|stated|named|given|known|printed|specified)|unstated|unspecified|unknown|n/?a\b|-\s*$)", re.I
@@ -135,14 +136,14 @@ def value(raw: Any, unit_said: str) -> Value:
     fails = re.search(rf"fails above\s*[x×]?\s*({NUMBER})", unit_said)
     shared: dict[str, Any] = {
         "unit": known,
-        "unit_said": "" if unit_said == known else unit_said,
+        "unit_said": "" if unit_said == known and not isinstance(raw, str) else unit_said,
         "bound": bound(unit_said),
         "fails_above": number(fails[1]) if fails else None,
     }
     if not isinstance(raw, str):
         return Value(figure=raw, **shared)
-    if re.search(r"\bOOM\b|out of memory|CUDA error|crash|fail|\bN/?A\b|NaN", raw, re.I):
-        outcome = "out of memory" if re.search(r"\bOOM\b|out of memory", raw, re.I) else raw.lower()
+    if re.search(rf"{_NO_MEMORY}|error|crash|fail|does not (run|fit|work)|not supported|\bN/?A\b|NaN", raw, re.I):
+        outcome = "out of memory" if re.search(_NO_MEMORY, raw, re.I) else raw.lower()
         return Value(outcome=outcome, said=raw, **shared)
     found = re.findall(NUMBER, re.sub(r"(?<=\d)\s*[-–](?=\s*\d)", " to ", raw))
     figures = [number(each) for each in found]
@@ -192,9 +193,11 @@ def _kind(words: str, dimension: str, unit_said: str) -> str:
     tests = (
         (r"outcome", True, "outcome"),
         (r"warm-?\s?up|compil(ation|e) time|loading time", dimension == "time", "warm_up"),
-        (r"(flops?|macs?|operations?)\b.*ratio|ratio of (flops|macs)", True, "operations_ratio"),
+        (r"(flops?|macs?|operations?)\b.*(ratio|reduction|saved|fewer)|ratio of (flops|macs)", dimension == "ratio",
+         "operations_ratio"),
         (r"\b(macs?|g?flops?|tflops?|operations)\b", dimension in ("operations", ""), "operations"),
         (r"memory|vram", dimension == "ratio", "memory_saved"),
+        (r"(memory|vram).*(reduc|saved|saving)", dimension == "", "memory_saved"),
         (r"size|disk", dimension == "bytes", "size"),
         (r"", dimension == "bytes", "memory"),
         (r"speed|faster|improvement|gain|latency|time|throughput|accelerat|reduction|saved", dimension == "ratio",
@@ -271,7 +274,7 @@ def _reference(said: str) -> str:
         parts += [
             re.sub(r"^\d+k\s*", "", each.strip())
             for each in inside.split(",")
-            if not re.search(r"resized|\d+\s*[x×]\s*\d+", each)
+            if not re.search(r"resized|\d+\s*[x×]\s*\d+|vit-", each, re.I)
         ]
     return ", ".join(each.strip() for each in parts if each.strip())
 

@@ -171,7 +171,7 @@ _SAID = (
 
 def said(text: str) -> tuple[str, str]:
     """(device, assumption) of a GPU as people name it: `A100` → ("a100", "the A100 with 80 GB, …"), or ("", "")."""
-    plain = re.sub(r"[-_\s]+", " ", text.lower())
-    if "/" in plain or re.search(r"\bx [2-9]\b|several", plain):
+    plain = re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", re.sub(r"[-_\s]+", " ", text.lower()))
+    if "/" in plain or re.search(r"\bx ?[2-9]\b|\b[2-9] ?[x×] |several", plain):
         return "", ""
     return next(((name, meant) for words, name, meant in _SAID if re.search(words, plain)), ("", ""))

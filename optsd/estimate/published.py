@@ -164,8 +164,8 @@ def _model(claim: Claim, needs_steps: bool = True, needs_batch: bool = True, nee
         batch = None
     guidance = setting.guidance.value
     guided = isinstance(guidance, (int, float)) and guidance > 1 and "lcm" not in claim.technique.lower()
-    every = claim.parameters.get("N") if "deepcache" in names.methods(claim.technique) else 1
-    if "deepcache" in names.methods(claim.technique) and (not isinstance(every, int) or every < 2):
+    every = names.parameter(claim, "N", "N") if "deepcache" in names.kinds(claim.technique) else 1
+    if "deepcache" in names.kinds(claim.technique) and (not isinstance(every, int) or every < 2):
         raise _Missing("DeepCache's interval is unstated")
     run = Run(steps or 1, batch or 1, guided, dtype, every if isinstance(every, int) else 1)
     return _Model(name, pixels, device, run, tuple(assumed), guidance is None)
@@ -183,7 +183,7 @@ def _dtype(claim: Claim, device: Device, assumed: list[str]) -> str:
 
 def _floor(claim: Claim, model: _Model, part: str = "") -> tuple[float, float, str]:
     """Least seconds of a call, or of the denoiser's steps: in the kindest reading, and of a stock pipeline; of what."""
-    methods = names.methods(claim.technique)
+    methods = names.kinds(claim.technique)
     kinds: tuple[str, ...] = ("convolution", "linear", "attention", "other")
     device, precision, what = model.device, "", "all multiplications"
     unknown = methods - set(EXACT) - {"deepcache", "tome"}
@@ -264,7 +264,7 @@ def _most_speed(claim: Claim) -> Attainable:
 
 def _after(claim: Claim, model: _Model) -> float | None:
     """The technique's own run at the roofline; of a compiler, which may fuse everything, its multiplications alone."""
-    methods = names.methods(claim.technique)
+    methods = names.kinds(claim.technique)
     if methods & {"tome"}:
         return None
     if methods <= {"eager"}:
@@ -281,7 +281,7 @@ def _counted(claim: Claim) -> Attainable:
     _, factor = UNITS[claim.value.unit]
     claimed = of_value(claim.value).scaled(factor)
     model = _model(claim, needs_steps=claim.metric.per != "step", needs_batch=False, needs_device=False)
-    methods = names.methods(claim.technique)
+    methods = names.kinds(claim.technique)
     if methods - set(EXACT):
         raise _Missing(f"how much work {', '.join(sorted(methods - set(EXACT)))} leaves out is not known")
     traced = model.profile("sdpa")

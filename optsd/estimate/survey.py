@@ -1,5 +1,6 @@
 """docs/field.md: what the field has claimed, which of it can be checked, and how that ends. Written by a command."""
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +13,12 @@ from optsd.claims.schema import Claim, Published
 from optsd.estimate import devices, published
 from optsd.estimate.published import Attainable
 from optsd.files import write_atomically
+from optsd.records import Results
 
 COMMAND = "optsd claims field"
+MEASURED = Path("reports") / "curves"
+"""Runs of techniques that are claimed, on a device that no claim names: shown beside the claims, and judged by none."""
+
 FIELDS = ("model", "device", "dtype", "steps", "scheduler", "guidance", "size", "batch")
 
 
@@ -24,6 +29,7 @@ class Survey:
     sources: tuple[Published, ...]
     checked: checks.Checked
     bounds: Mapping[str, Attainable]
+    measured: tuple[Results, ...] = ()  # the curves of MEASURED
 
     @property
     def claims(self) -> list[Claim]:
@@ -52,7 +58,8 @@ def write(sources: Sequence[Published], document: Path, bounds: Path, say: Calla
     claims = [claim for source in sources for claim in source.claims]
     rows = [*_guide(sources, say), *published.attainable(_not_the_guide(claims), say)]
     published.write(rows, bounds)
-    survey = Survey(tuple(sources), checks.check(claims), {row.label: row for row in rows})
+    curves = [Results.read(file) for file in sorted((document.parent.parent / MEASURED).glob("*/results.json"))]
+    survey = Survey(tuple(sources), checks.check(claims), {row.label: row for row in rows}, tuple(curves))
     write_atomically(document.with_suffix(".png"), plot(survey))
     write_atomically(document, page(survey, document.with_suffix(".png").name))
 
@@ -94,7 +101,7 @@ def page(survey: Survey, picture: str) -> str:
     parts = (
         _introduction(survey), _short(survey), _by_source(survey), _contradictions(survey), _readings(survey),
         _differences(survey), _beyond(survey), _speedups(survey, picture), _counted(survey), _unchecked(survey),
-        _missing(survey), _method(survey),
+        _measured(survey), _missing(survey), _method(survey),
     )  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -135,10 +142,10 @@ def _short(survey: Survey) -> str:
         f"**{kinds['contradiction']} contradictions in {wrong} sources**: two figures of one source that cannot "
         f"both be right, if the assumption holds that stands beside them. {kinds['reading']} more findings are "
         "about names: a figure that is something else than it is called.",
-        f"**{len(beyond)} claims are beyond what their GPU can do in any reading**"
-        + (f" ({beyond_words})" if beyond else "")
-        + f", and {len(stock)} more are beyond a stock pipeline's bound: they imply something that their words leave "
-        "open, such as no guidance or sums in float16.",
+        f"**{len(beyond)} claims are beyond what a perfect technique gives**"
+        + (f" ({beyond_words}), under the assumption that stands beside them" if beyond else "")
+        + f". {len(stock)} more are possible, but not for a stock pipeline: they imply something that their words "
+        "leave open, such as no guidance or sums in float16.",
         f"**{kinds['differs']} times two sources differ** about what their words describe alike.",
     )
     return "## In short\n\n" + "\n".join(textwrap.fill(f"- {each}", 118, subsequent_indent="  ",
@@ -170,9 +177,9 @@ def _by_source(survey: Survey) -> str:
     text = _paragraph(
         "*Can be checked*: compared with another figure of the source, or bounded by a data sheet. *Consistent*: "
         "checked, and nothing was found. *Contradict*: cannot be right together with another figure of the source, "
-        "under the assumption that is named below. *Beyond*: more than the GPU can do, in the kindest reading of "
-        "what is unstated. *Beyond a stock pipeline*: possible, but not with guidance, direct convolutions and sums in "
-        "float32."
+        "under the assumption that is named below. *Beyond*: more than a perfect technique gives, in the kindest "
+        "reading of what is unstated. *Beyond a stock pipeline*: possible, but not with guidance, direct "
+        "convolutions and sums in float32."
     )
     return f"## Source by source\n\n{text}\n\n{_markdown(heads, rows, '-rrrrrr-')}"
 
@@ -205,12 +212,17 @@ def _findings(survey: Survey, status: str, title: str, words: str) -> str:
     if not found:
         return ""
     sources = {claim.label: claim.source for claim in survey.claims}
-    lines = []
+    lines: list[str] = []
+    alike: dict[tuple[str, str], list[Finding]] = {}
     for each in found:
+        alike.setdefault((sources[each.claims[0]].said, re.sub(r"[\d.]+", "#", each.says)), []).append(each)
+    for each, *others in alike.values():
         source = sources[each.claims[0]]
         place = f", {source.place}" if source.place else ""
+        more = ", ".join(str(claim) for claim in (other.says for other in others))
         lines.append(
             f"- **{_short_name(source.name)}**{place}: {each.says}. {each.arithmetic}. *Assumed: {each.assumption}.*"
+            + (f" So too: {more}." if more else "")
         )
     wrapped = "\n".join(
         textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -229,7 +241,7 @@ def _beyond(survey: Survey) -> str:
                 _short_name(claim.source.name), claim.technique, f"{claim.setting.device}, batch {claim.setting.batch}",
                 f"{claim.metric.said or claim.metric.kind} {figure_of(claim)}",
                 "-" if limit is None else _in_its_unit(claim, limit),
-                "a stock pipeline's" if strict else "any reading's",
+                "a stock pipeline's" if strict else "a perfect technique's",
                 bound.assumption if not strict else _implies(claim),
             ))  # fmt: skip
     text = _paragraph(
@@ -251,6 +263,8 @@ def _in_its_unit(claim: Claim, limit: float) -> str:
     if claim.metric.kind == "time":
         batch = claim.setting.batch.value if claim.metric.per == "call" else 1
         return f"{limit * (batch or 1):.3g} s"
+    if claim.metric.kind == "memory_saved":
+        return f"{limit:.0%}"
     return f"{limit:.3g}×" if claim.metric.kind == "speedup" else f"{limit:.3g}"
 
 
@@ -271,8 +285,8 @@ def _speedups(survey: Survey, picture: str) -> str:
         f"{len(points)} claimed speedups, each beside what comes out where baseline and technique both run at the "
         "roofline of the GPU that is named: every operation a kernel of its own at the data sheet's rates; of a "
         "compiler, which may fuse everything, the multiplications alone. On the line both are equal. Below it a "
-        f"technique gives less than it could; {above} lie more than 10 % above it, which is no contradiction: it "
-        "takes a baseline that uses the GPU worse than the technique does, and most baselines do."
+        f"technique gives less than it could. {above} of the claims lie more than 10 % above it, which is no "
+        "contradiction: there the baseline uses the GPU worse than the technique does."
     )
     alt = "Claimed speedup against the speedup at the roofline, one point a claim"
     return f"## Claimed speedups and the roofline's\n\n{text}\n\n![{alt}]({picture})"
@@ -329,6 +343,63 @@ def _share(flags: Iterable[bool]) -> float:
 
 
 _QUALITY = ("fid", "kid", "is", "clip", "clip_iqa", "imagereward", "lpips", "psnr_db", "ssim")
+
+
+def _measured(survey: Survey) -> str:
+    """DeepCache's and ToMe's curves as measured on a CPU, beside what is claimed of them on GPUs."""
+    if not survey.measured:
+        return ""
+    variants = dict.fromkeys(name for run in survey.measured for name in run.variants if ":" in name)
+    quality = {"objects_right": "objects right", "lpips_shapes": "LPIPS (shapes)"}
+    rows = []
+    for variant in variants:
+        cells = [variant, *(_speedup_in(run, variant) for run in survey.measured)]
+        for name in quality:
+            found = next((row for run in survey.measured if (row := run.get(variant, name)) is not None), None)
+            value = found.value if found else None
+            cells.append("-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.4f}")
+        cells.append(_claimed_of(survey, variant))
+        rows.append(tuple(cells))
+    titles = []
+    for run in survey.measured:
+        work = run.workload
+        titles.append(f"{work.model}, {work.width}×{work.height}, {work.steps} steps, guidance {work.guidance:g}")
+    cpu = (survey.measured[0].machine.get("cpu") or {}).get("name") or "a CPU"
+    base = next((row.value for run in survey.measured if (row := run.get("baseline", "objects_right"))), None)
+    text = _paragraph(
+        f"Measured with this project on a CPU ({cpu}, float32, eager attention in the baseline), speedups with their "
+        "95 % intervals where there were rounds enough. The claims are of GPUs, of 50 steps and of trained networks of "
+        "another size: another device, so no verdict on any of them. What can be compared is the shape of a curve: "
+        "what one more step skipped gives, and what it costs."
+        + (f" Without any technique {base:.1%} of the objects are right." if base else "")
+        + " Quality is that of the shipped model `shapes`; there is no shipped transformer yet to draw a second curve."
+    )
+    heads = ("variant", *titles, *quality.values(), "claimed speedup")
+    commands = "\n".join(run.command for run in survey.measured)
+    return f"## What was measured here\n\n{text}\n\n{_markdown(heads, rows)}\n\n```console\n{commands}\n```"
+
+
+def _speedup_in(run: Results, variant: str) -> str:
+    found = run.get(variant, "speedup")
+    if found is None or found.value is None:
+        return "-"
+    interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.2f}×{interval}"
+
+
+def _claimed_of(survey: Survey, variant: str) -> str:
+    """`1.45× to 1.5× (RTX 2080)`: what is claimed of a variant, GPU by GPU."""
+    from optsd.judge.published import measured_as
+
+    said: dict[str, list[float]] = {}
+    for claim in survey.claims:
+        name, figures = measured_as(claim)
+        if claim.variant == variant and name == "speedup":
+            said.setdefault(str(claim.setting.device), []).extend(figures.values())
+    return "; ".join(
+        f"{min(values):.3g}×{f' to {max(values):.3g}×' if max(values) > min(values) else ''} ({device})"
+        for device, values in said.items()
+    ) or "-"  # fmt: skip
 
 
 def _missing(survey: Survey) -> str:

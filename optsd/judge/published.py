@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optsd.claims import names
-from optsd.claims.schema import Claim, Metric, Published, Value
+from optsd.claims.schema import Claim, Published
 from optsd.claims.words import UNITS
 from optsd.metrics import METRICS
 
@@ -161,18 +161,3 @@ def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
-
-
-def plain(metric_name: str, unit: str, figure: float | None) -> tuple[Metric, Value]:
-    """A figure of optsd's own as metric and value of a claim: `optsd claims template` and `--claim-out` write these."""
-    kinds = {
-        "latency_s": (Metric(kind="time", per="image"), "s"),
-        "throughput_images_s": (Metric(kind="rate", per="image"), "images/s"),
-        "peak_memory_bytes": (Metric(kind="memory", when="peak", counted="allocated"), "B"),
-        "memory_reduction": (Metric(kind="memory_saved"), ""),
-        "speedup": (Metric(kind="speedup"), "x"),
-        "vae_decode_s": (Metric(kind="time", per="call", scope="vae"), "s"),
-        "text_encoder_s": (Metric(kind="time", per="call", scope="text encoder"), "s"),
-    }
-    made, spelled = kinds.get(metric_name, (Metric(kind=metric_name), unit if unit in UNITS else ""))
-    return made, Value(figure=figure, unit=spelled)

@@ -1,7 +1,7 @@
 """What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optsd.records import Measurement, Results, Verdict
@@ -42,17 +42,18 @@ def count_verdicts(results: Results) -> dict[str, int]:
     return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
 
 
-def set_apart(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
-    """The verdicts that say something of this run; of those about another workload a sentence a file and reason."""
-    here, elsewhere = [], Counter[tuple[str, str]]()
-    for verdict in verdicts:
-        if verdict.status == "not comparable":
-            elsewhere[verdict.source.partition(": ")[0], verdict.note] += 1
-        else:
-            here.append(verdict)
+def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[str]]:
+    """The verdicts that stand alone; and of those about another workload one sentence for all of a file and reason."""
+
+    def why(verdict: Verdict) -> tuple[str, str]:
+        return verdict.source.partition(": ")[0], verdict.note
+
+    counts = Counter(why(verdict) for verdict in verdicts if verdict.status == "not comparable")
+    here = [verdict for verdict in verdicts if verdict.status != "not comparable" or counts[why(verdict)] == 1]
     told = [
-        f"{count} {'figures' if count > 1 else 'figure'} of {source} cannot be compared: {why}"
-        for (source, why), count in elsewhere.items()
+        f"{count} figures of {source} cannot be compared: {reason}"
+        for (source, reason), count in counts.items()
+        if count > 1
     ]
     return here, told
 

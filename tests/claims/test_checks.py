@@ -104,6 +104,30 @@ def test_a_factor_of_memory(claims_of):
     assert "is 1.994× by its own figures" in finding.says
 
 
+@pytest.mark.parametrize(
+    ("said", "right", "wrong"),
+    [
+        ({"metric": "memory saved", "unit": "%"}, 49.9, 99.4),
+        ({"metric": "memory reduction", "unit": ""}, 0.499, 0.9),
+        ({"metric": "memory factor", "unit": "x less"}, 1.99, 1.5),
+    ],
+)
+def test_memory_saved_is_a_share_of_the_baselines(claims_of, said, right, wrong):
+    memory = {"metric": "peak memory", "unit": "GB"}
+    before = ({**memory, "value": 3.41}, {**memory, "technique": "ToMe", "value": 1.71})
+    assert not check(claims_of(*before, {"technique": "ToMe", **said, "value": right})).findings
+    assert len(check(claims_of(*before, {"technique": "ToMe", **said, "value": wrong})).findings) == 1
+
+
+@pytest.mark.parametrize(("name", "right"), [("latency reduction", 50), ("speed improvement", 100)])
+def test_a_bare_percentage_is_what_its_name_says(claims_of, name, right):
+    times = ({**TIME, "value": 2.0}, {**TIME, "technique": "Faster", "value": 1.0})
+    said = {"technique": "Faster", "metric": name, "unit": "%"}
+    assert not check(claims_of(*times, {**said, "value": right})).findings
+    (finding,) = check(claims_of(*times, {**said, "value": 150 - right})).findings
+    assert finding.status == "reading"
+
+
 def test_another_batch_is_another_run(claims_of):
     claims = claims_of(
         {**TIME, "value": 2.0, "batch": 4}, {**TIME, "technique": "Faster", "value": 1.0},
@@ -273,13 +297,13 @@ def tables(draw):
     return rows_
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(table=tables())
 def test_a_consistent_table_has_no_finding(claims_of, table):
     assert not check(claims_of(*table)).findings
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(table=tables(), which=st.integers(0, 99), off=st.sampled_from([0.5, 1.6, 3.0]))
 def test_a_planted_ratio_is_found(claims_of, table, which, off):
     ratios = [number for number, row in enumerate(table) if row["metric"] == "gain"]

@@ -65,7 +65,7 @@ SAID = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.fixed_dictionaries({
         **dict.fromkeys(("source", "url_or_path", "technique", "baseline", "metric", "unit", "notes", "seen"), TEXT),

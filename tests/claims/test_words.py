@@ -32,6 +32,9 @@ from optsd.claims.schema import Stated
         ("compile time", "s", "warm_up", {}),
         ("MACs per step", "GMAC", "operations", {"per": "step"}),
         ("size on disk", "MB", "size", {}),
+        ("MACs reduction", "x", "operations_ratio", {}),
+        ("FID-30K", "", "fid", {"count": 30000}),
+        ("CLIP-Score (ViT-B/32)", "", "clip", {"network": "ViT-B/32", "reference": ""}),
         ("outcome", "", "outcome", {}),
         ("aesthetic score", "", "other", {}),
     ],
@@ -57,6 +60,8 @@ def test_metrics(said, unit, kind, more):
         ("-0.5", "% of time saved", {"figure": -0.5}),
         (0.25, "(fails above x1.15)", {"figure": 0.25, "fails_above": 1.15, "unit": ""}),
         ("a lot", "x", {"figure": None, "said": "a lot"}),
+        ("out-of-memory", "", {"outcome": "out of memory"}),
+        ("does not run", "", {"outcome": "does not run"}),
     ],
 )
 def test_values(raw, unit, expected):
@@ -78,6 +83,7 @@ def test_values(raw, unit, expected):
             {"seconds": 6.431, "text_says": "compiled", "compiled": False},
         ),
         ("each row adds to the one above", {"row": "before"}),
+        ("previous row", {"row": "before"}),
         ("not said", {"known": False}),
         ("xFormers on torch 1.13", {"attention": "xformers"}),
     ],
@@ -114,16 +120,18 @@ def test_devices():
 
 
 def test_variants(claims_of):
-    (deep, other, merged, none, flash) = claims_of(
+    (deep, other, named, merged, none, flash) = claims_of(
         {"technique": "DeepCache", "parameters": {"N": 5, "branch": 0}},
         {"technique": "DeepCache", "parameters": {"N": 5, "branch": 1}},
+        {"technique": "DeepCache (N=3)"},
         {"technique": "ToMe", "parameters": {"ratio": 0.3}},
         {"technique": "none", "baseline": "SDPA, eager"},
         {"technique": "T-GATE"},
     )
-    assert [claim.variant for claim in (deep, other, merged, none, flash)] == [
+    assert [claim.variant for claim in (deep, other, named, merged, none, flash)] == [
         "deepcache:5",
         "",
+        "deepcache:3",
         "tome:0.3",
         "sdpa",
         "",

@@ -395,3 +395,24 @@ def test_files_for_ci_and_the_load_of_the_machine(project):
     assert (folder / "benchmark-smaller-is-better.json").is_file()
     assert "test_speed" in (project.path / "junit.xml").read_text()
     assert 0 <= project.results().machine["load"]["others_cpu_share"] <= 1
+
+
+def test_claim_out_writes_claims_that_the_same_run_reproduces(project):
+    result = project.bench(speedup=1.4).run("bench", "--variant=int8", "--claim-out=mine.json")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["claims written to mine.json"])
+    again = project.run("bench", "--variant=int8", "--claims=mine.json")
+    assert again.ret == 0
+    rows = [row for row in project.results().verdicts if row.source.startswith("claims/mine.json")]
+    assert {row.status for row in rows} == {"reproduced"}
+    assert {row.metric for row in rows} == {"latency_s", "speedup"}
+
+
+def test_what_data_sheets_say_stands_beside_claims_of_another_workload(project):
+    (project.path / "expected" / "bounds.json").write_text((EXPECTED / "bounds.json").read_text())
+    project.bench(**CPU).run("bench", "--variant=int8")
+    beyond = [row for row in project.results().bounds if row["status"] == "unattainable"]
+    assert {(row["variant"], row["metric"]) for row in beyond} == {
+        ("int8", "memory_reduction"), ("int4", "memory_reduction"),
+    }  # fmt: skip
+    assert all("A100 80 GB SXM" in row["arithmetic"] for row in beyond)
