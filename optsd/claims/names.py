@@ -71,6 +71,17 @@ def device(text: Stated | str) -> tuple[str, str]:
     return " ".join(word for word in words if word != "rtx" or "pro" in words), f"{size[1]}gb" if size else ""
 
 
+def same_machine(claimed: str, found: str, kind: str) -> bool:
+    """Whether a claim's device is the one that was found. CPUs are called by more words here and fewer there."""
+    if kind != "cpu":
+        return device(claimed)[0] == device(found)[0]
+
+    def words(text: str) -> set[str]:
+        return {*re.findall(r"[a-z0-9-]+", re.sub(r"\(\w+\)|\bcpu\b", " ", text.lower()))}
+
+    return words(claimed) <= words(found)
+
+
 def dtype(text: Stated | str) -> str:
     """A type in torch's words, or as it was said."""
     plain = str(text).lower()

@@ -147,7 +147,9 @@ def of_results(results: Results) -> Published:
     schedulers = [row.proof["scheduler"] for row in results.techniques if row.proof.get("scheduler")]
     setting = Setting(
         model=Stated(work.model),
-        device=Stated(gpus[0].get("name") if work.device == "cuda" and gpus else cpu.get("name") or work.device),
+        device=Stated(
+            gpus[0].get("name") if work.device == "cuda" and gpus else f"{cpu.get('name') or ''} CPU".strip()
+        ),
         dtype=Stated(work.dtype),
         steps=Stated(work.steps),
         scheduler=Stated(schedulers[0] if schedulers else None),

@@ -29,8 +29,10 @@ class Chosen:
         total = len(self.claims.claims) + sum(len(group.claims) for group in self.others)
         taken = ", ".join(f"{name} {value}" for name, value in self.options.items())
         gaps = f"; unstated, so the preset's: {', '.join(self.assumed)}" if self.assumed else ""
-        gpu = f", measured on {self.claims.gpu}" if self.claims.gpu else ""
-        return f"{len(self.claims.claims)} of {total} claims of {self.claims.guide}{gpu}: {taken or 'as asked'}{gaps}"
+        machine = f", measured on {self.claims.machine}" if self.claims.machine else ""
+        return (
+            f"{len(self.claims.claims)} of {total} claims of {self.claims.guide}{machine}: {taken or 'as asked'}{gaps}"
+        )
 
 
 def choose(groups: Sequence[Claims], given: Mapping[str, Any], variants: Collection[str] | None = None) -> Chosen:

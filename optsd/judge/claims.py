@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from optsd.claims.names import device
+from optsd.claims.names import same_machine
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import gpu_warning, joined, why_absent
 from optsd.metrics import metric
@@ -67,17 +67,22 @@ def _other_workload(claim: Claim, claims: Claims, results: Results) -> str:
     ]
     if claims.models[kind] and results.workload.model not in claims.models[kind]:
         differences.insert(0, f"model {results.workload.model} instead of {claims.models[kind][0]}")
-    if claims.gpu and workload["device"] == "cuda" and device(claims.gpu)[0] != device(_gpu(results))[0]:
-        differences.append(f"GPU {_gpu(results) or 'unknown'} instead of {claims.gpu}")
+    if claims.machine and workload["device"] == claims.workload.get("device", ""):
+        found = _machine(results)
+        if not same_machine(claims.machine, found, workload["device"]):
+            differences.append(f"{found or 'an unknown machine'} instead of {claims.machine}")
     pictures = sum(row.get("variant") == claim.variant for row in results.images)
     if kind == "quality" and not differences and claims.images and pictures != claims.images:
         differences.append(f"{pictures} pictures instead of {claims.images}")
     return ", ".join(differences)
 
 
-def _gpu(results: Results) -> str:
-    gpus = results.machine.get("gpus") or []
-    return str(gpus[0].get("name")) if gpus else ""
+def _machine(results: Results) -> str:
+    """The GPU, or the CPU, that the run was on."""
+    gpus, cpu = results.machine.get("gpus") or [], results.machine.get("cpu") or {}
+    if results.workload.device == "cuda":
+        return str(gpus[0].get("name")) if gpus else ""
+    return str(cpu.get("name") or "")
 
 
 def _expectation_text(claim: Claim) -> str:

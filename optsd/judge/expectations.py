@@ -76,7 +76,7 @@ class Claims:
     images: int | None  # None: unstated
     models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what it says; (): any
     claims: tuple[Claim, ...]
-    gpu: str = ""  # the GPU that they name; "": any
+    machine: str = ""  # the GPU or CPU that they name; "": any
     unstated: tuple[str, ...] = ()  # what of the workload the source leaves open
 
 

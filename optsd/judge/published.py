@@ -22,8 +22,8 @@ def as_expectations(published: Published) -> list[dict[str, Any]]:
         row = row_of(claim)
         if row is None:
             continue
-        work, gpu = workload_of(claim)
-        key = (*sorted(work.items()), gpu, claim.setting.model, claim.images)
+        work, machine = workload_of(claim)
+        key = (*sorted(work.items()), machine, claim.setting.model, claim.images)
         group = groups.setdefault(
             key,
             {
@@ -33,7 +33,7 @@ def as_expectations(published: Published) -> list[dict[str, Any]]:
                 "models": dict(published.models) or models_of(claim),
                 "tolerance": dict(published.tolerance) or DEFAULT_TOLERANCE,
                 "claims": [],
-                "gpu": gpu,
+                "machine": machine,
                 "unstated": list(claim.setting.missing()),
             },
         )
@@ -79,12 +79,12 @@ def measured_as(claim: Claim) -> tuple[str, dict[str, float]]:
 
 
 def workload_of(claim: Claim) -> tuple[dict[str, Any], str]:
-    """The fields of a Workload that a claim states, and the GPU that it names; "" for any."""
+    """The fields of a Workload that a claim states, and the GPU or CPU that it names; "" for any."""
     setting = claim.setting
     work: dict[str, Any] = {}
     if setting.device.known:
         plain = str(setting.device).lower()
-        is_cpu = any(word in plain for word in ("cpu", "xeon", "core i"))
+        is_cpu = any(word in plain for word in ("cpu", "xeon", "core i", "epyc", "ryzen", "core(tm)"))
         work["device"] = "cpu" if is_cpu else "mps" if plain.startswith(("m1", "m2", "mac", "apple")) else "cuda"
     if names.dtype(setting.dtype) in ("float32", "float16", "bfloat16"):
         work["dtype"] = names.dtype(setting.dtype)
@@ -94,8 +94,8 @@ def workload_of(claim: Claim) -> tuple[dict[str, Any], str]:
             work[name] = value
     if pixels := names.pixels(setting.size):
         work["width"], work["height"] = pixels
-    named = setting.device.known and str(setting.device) not in ("cuda", "cpu", "mps")
-    return work, str(setting.device) if named and work["device"] == "cuda" else ""
+    named = setting.device.known and str(setting.device).lower() not in ("cuda", "cpu", "mps")
+    return work, str(setting.device) if named else ""
 
 
 def models_of(claim: Claim) -> dict[str, list[str]]:

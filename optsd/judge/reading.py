@@ -70,7 +70,7 @@ def _claims(file: Path, data: Mapping[str, Any]) -> Claims:
         images=data["images"],
         models={kind: tuple(names) for kind, names in data["models"].items()},
         claims=tuple(claims),
-        gpu=data.get("gpu", ""),
+        machine=data.get("machine", ""),
         unstated=tuple(data.get("unstated", ())),
     )
 

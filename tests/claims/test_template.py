@@ -68,7 +68,7 @@ def test_a_slower_run_does_not_reproduce_them(results, tmp_path):
     assert statuses == {"missed"}
     other = replace(results, machine={"gpus": [{"name": "Tesla T4"}]})
     notes = {row.note for group in read_all_claims(file) for row in judge_claims(group, other)}
-    assert notes == {"GPU Tesla T4 instead of NVIDIA A100-SXM4-80GB"}
+    assert notes == {"Tesla T4 instead of NVIDIA A100-SXM4-80GB"}
 
 
 def test_a_run_without_figures_claims_nothing(results):

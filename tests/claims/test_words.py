@@ -119,6 +119,15 @@ def test_devices():
     assert names.device(Stated("Mac Studio", "M1 Ultra")) != names.device(Stated("Mac Studio", "M2 Ultra"))
 
 
+def test_a_cpu_is_the_same_by_any_of_its_names():
+    found = "Intel(R) Core(TM) i9-10980XE CPU @ 3.00GHz"
+    assert names.same_machine("Core i9-10980XE", found, "cpu")
+    assert not names.same_machine("Core i7-8700", found, "cpu")
+    assert names.same_machine("AMD EPYC 7763 CPU", "AMD EPYC 7763 64-Core Processor", "cpu")
+    assert not names.same_machine("RTX 3090", "NVIDIA GeForce RTX 3090 Ti", "cuda")
+    assert names.same_machine("RTX 3090", "NVIDIA GeForce RTX 3090", "cuda")
+
+
 def test_variants(claims_of):
     (deep, other, named, merged, none, flash) = claims_of(
         {"technique": "DeepCache", "parameters": {"N": 5, "branch": 0}},

@@ -195,7 +195,7 @@ def test_other_claims_decide_the_workload_and_say_what_is_assumed(project):
     ])  # fmt: skip
     verdicts = [row for row in project.results().verdicts if row.source.startswith("claims/a-readme.json")]
     assert [row.status for row in verdicts] == ["not comparable"] * 3  # the run has 50 steps, and no A100
-    assert "steps 50 instead of 30, GPU unknown instead of A100" in verdicts[0].note
+    assert "steps 50 instead of 30, an unknown machine instead of A100" in verdicts[0].note
     assert "steps 50 instead of 4" in verdicts[2].note
 
 
@@ -398,7 +398,7 @@ def test_files_for_ci_and_the_load_of_the_machine(project):
 
 
 def test_claim_out_writes_claims_that_the_same_run_reproduces(project):
-    result = project.bench(speedup=1.4).run("bench", "--variant=int8", "--claim-out=mine.json")
+    result = project.bench(speedup=1.4, **CPU).run("bench", "--variant=int8", "--claim-out=mine.json")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["claims written to mine.json"])
     again = project.run("bench", "--variant=int8", "--claims=mine.json")
