@@ -4,6 +4,7 @@ Each finding names the assumption under which it holds, and shows its arithmetic
 what they can stand for in print, so that rounding is never a contradiction.
 
 contradiction   two figures of one source cannot both be right, if the assumption holds
+implies         possible, but not for a stock pipeline (of `optsd.estimate.published`, as is "unattainable")
 reading         a figure is something else than its name says: a time saved that is called a speedup
 differs         two sources have different figures for what their words describe alike: no one need be wrong
 """

@@ -58,6 +58,7 @@ def _show(chosen: argparse.Namespace) -> int:
             print(f"{claim.label}: {claim.source.name}, {claim.source.said}")
             print(json.dumps(to_json(claim), indent=2, ensure_ascii=False))
             print(f"unstated: {', '.join(claim.setting.missing()) or 'nothing'}")
+            _print_bound(claim)
         return 0
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -77,23 +78,34 @@ def _show(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _print_bound(claim: Claim) -> None:
+    from optsd.estimate import published
+
+    bound = published.read(BOUNDS).get(claim.label)
+    if bound:
+        print(f"{bound.status}: {'; '.join(filter(None, (bound.arithmetic, bound.assumption)))}")
+
+
 def _check(chosen: argparse.Namespace) -> int:
     published = _published(chosen)
     claims = [claim for each in published for claim in each.claims]
     checked = checks.check(claims)
     findings = list(checked.findings)
-    if chosen.bounds:
-        findings += beyond(claims, _bounds(claims))
+    bounds = _bounds(claims) if chosen.bounds else {}
+    findings += beyond(claims, bounds)
     findings.sort(key=lambda found: checks.STATUSES.index(found.status))
     if chosen.json:
         print(json.dumps([asdict(found) for found in findings], indent=2, ensure_ascii=False))
     else:
         _print_findings(findings, claims, checked.compared)
+        _print_gaps(claims, checked.compared, bounds)
     return int(any(found.status in ("contradiction", "unattainable") for found in findings))
 
 
 def beyond(claims: Sequence[Claim], bounds: dict) -> list[checks.Finding]:
-    """What is unattainable, by the bounds of `optsd.estimate.published`, as findings."""
+    """What is unattainable, or only without what a stock pipeline has, by the bounds of `optsd.estimate.published`."""
+    from optsd.estimate.published import implies
+
     return [
         checks.Finding(
             "unattainable", (claim.label,),
@@ -102,6 +114,14 @@ def beyond(claims: Sequence[Claim], bounds: dict) -> list[checks.Finding]:
         )
         for claim in claims
         if claim.label in bounds and bounds[claim.label].status == "unattainable"
+    ] + [
+        checks.Finding(
+            "implies", (claim.label,),
+            f"{claim.technique}: {claim.metric.said or claim.metric.kind} {_figure(claim)} implies {implies(claim)}",
+            bounds[claim.label].arithmetic, "GPU and workload are the ones that are stated",
+        )
+        for claim in claims
+        if claim.label in bounds and bounds[claim.label].strict is not None
     ]  # fmt: skip
 
 
@@ -125,6 +145,7 @@ def _print_findings(findings: Sequence[checks.Finding], claims: Sequence[Claim],
     titles = {
         "contradiction": "Contradictions: both figures cannot be right, if the assumption holds",
         "unattainable": "Beyond what the data sheet allows",
+        "implies": "Possible, but not for a stock pipeline: with guidance, direct convolutions and sums in float32",
         "reading": "Something else than the name says",
         "differs": "Two sources, one setting, two figures",
     }
@@ -136,8 +157,23 @@ def _print_findings(findings: Sequence[checks.Finding], claims: Sequence[Claim],
         for found in mine:
             print(f"  {sources[found.claims[0]]} ({_labels(found.claims)})")
             print(f"    {found.says}\n    {found.arithmetic}\n    assuming that {found.assumption}\n")
-    alone = len([claim for claim in claims if claim.label not in compared])
-    print(f"{len(claims)} claims: {len(compared)} were compared with other figures of their source, {alone} have none")
+
+
+def _print_gaps(claims: Sequence[Claim], compared: frozenset[str], bounds: dict) -> None:
+    """What could be checked, what could not and why, and how far the readings of what is unstated lie apart."""
+    mine = [bounds[claim.label] for claim in claims if claim.label in bounds]
+    bounded = [row for row in mine if row.status != "not bounded"]
+    can = compared | {row.label for row in bounded}
+    print(
+        f"{len(claims)} claims: {len(compared)} compared with other figures of their source, {len(bounded)} with a data"
+    )
+    print(f"sheet, {len(claims) - len(can)} with neither")
+    reasons = Counter(row.arithmetic for row in mine if row.status == "not bounded" and row.label not in compared)
+    for reason, count in reasons.most_common(5):
+        print(f"  {count:>4}  {reason}")
+    spread = [row.strict / row.limit for row in bounded if row.strict and row.limit]
+    if spread:
+        print(f"readings of what is unstated lie up to {max(spread):.2g}× apart: guidance, convolutions, sums")
     gaps = Counter(name for claim in claims for name in claim.setting.missing())
     if gaps:
         listed = ", ".join(f"{name} in {count / len(claims):.0%}" for name, count in gaps.most_common(5))

@@ -7,7 +7,7 @@ from optsd.claims.figures import Interval
 from optsd.claims.schema import Claim, Setting
 from optsd.claims.words import unsaid
 
-STATUSES = ("contradiction", "unattainable", "reading", "differs")
+STATUSES = ("contradiction", "unattainable", "implies", "reading", "differs")
 
 
 @dataclass(frozen=True)

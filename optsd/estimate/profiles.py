@@ -110,15 +110,15 @@ def profile(model: str, variant: str, width: int, height: int) -> Profile:
 def _traced(model: str, variant: str, width: int, height: int) -> Profile:
     from optsd.estimate import estimate
 
-    workload = Workload(model, "cuda", "float16", 3, 7.5, height, width, 1)
+    cached = "deepcache" in variant
+    workload = Workload(model, "cuda", "float16", 3 if cached else 1, 7.5, height, width, 1)
     found = estimate(model, variant, workload, DEFAULT)
     last = max(found.step_counts)
-    cached = "deepcache" in variant
-    whole = 3 if cached else last  # of deepcache:2 every second step is whole; schedulers may call once more than asked
+    # Of deepcache:2 every second step is whole; without reuse they are alike. Schedulers may call once more than asked.
+    whole = 3 if cached else last
     counts: Counter[Work] = Counter()
     for operation in found.operations:
         if operation.stage == found.denoiser:
-            # The first step fills caches and is like no other.
             part = "step" if operation.step == whole else "cached step" if cached and operation.step == 2 else ""
         else:
             part = {"text_encoder": "text encoder", "text_encoder_2": "text encoder", "vae": "vae"}.get(

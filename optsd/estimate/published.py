@@ -365,3 +365,14 @@ def _assumed(claim: Claim, model: _Model, gaps: Sequence[str], open_readings: bo
 
 def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def implies(claim: Claim) -> str:
+    """What lets a figure be better than the bound of a stock pipeline, as far as its words leave that open."""
+    said = ["no guidance"] if not claim.setting.guidance.known else []
+    key, _ = devices.said(str(claim.setting.device))
+    if key and devices.find(key).float16_accumulation > 1 and claim.setting.dtype.value != "float32":
+        said.append("sums in float16")
+    if claim.setting.dtype.value == "float32":
+        said.append("convolutions with fewer multiplications, as cuDNN's Winograd kernels have")
+    return " or ".join(said) or "another reading"
