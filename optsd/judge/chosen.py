@@ -6,9 +6,14 @@ from typing import Any
 
 from optsd.errors import BadInput
 from optsd.judge.expectations import Claims
+from optsd.metrics import metric
 
 OPTIONS = ("model", "dtype", "steps", "guidance", "size", "batch_size", "images")
 """What of a run claims decide unless the user does."""
+
+
+STANDARD_PROMPTS = 1000
+"""A claim of more pictures than there are standard prompts is not comparable, and says so."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def _options(group: Claims) -> dict[str, Any]:
     found |= {name: work[name] for name in ("dtype", "steps", "guidance", "batch_size") if name in work}
     if "width" in work:
         found["size"] = str(work["width"]) if work["width"] == work["height"] else f"{work['width']}x{work['height']}"
-    if group.images:
+    needs_pictures = any(metric(claim.metric).kind == "quality" for claim in group.claims)
+    if needs_pictures and group.images and 2 <= group.images <= STANDARD_PROMPTS:
         found["images"] = group.images
     return {name: found[name] for name in OPTIONS if name in found}
 

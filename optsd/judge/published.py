@@ -113,8 +113,9 @@ def models_of(claim: Claim) -> dict[str, list[str]]:
 def _conversion(claim: Claim) -> tuple[str, Any]:
     metric, value = claim.metric, claim.value
     dimension, factor = UNITS[value.unit]
-    if metric.kind == "speedup" and value.unit in _SPEEDUPS and not metric.over:
-        return "speedup", _SPEEDUPS[value.unit]
+    if metric.kind == "speedup":
+        one_reading = value.unit in _SPEEDUPS and not metric.over
+        return ("speedup", _SPEEDUPS[value.unit]) if one_reading else ("", None)
     if metric.kind == "memory_saved" and value.unit in _SAVED:
         return "memory_reduction", _SAVED[value.unit]
     if metric.kind == "time" and dimension == "time":
