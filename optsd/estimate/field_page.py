@@ -261,33 +261,36 @@ def _measured(survey: Survey) -> str:
     """DeepCache's and ToMe's curves as measured on a CPU, beside what is claimed of them on GPUs."""
     if not survey.measured:
         return ""
-    variants = dict.fromkeys(name for run in survey.measured for name in run.variants if ":" in name)
-    quality = {"objects_right": "objects right", "lpips_shapes": "LPIPS (shapes)"}
+    runs = survey.measured
+    variants = dict.fromkeys(name for run in runs for name in run.variants if ":" in name)
+    timed = [run for run in runs if any(run.get(name, "speedup") for name in variants)]
+    quality = {"objects_right": "objects right", "lpips_shapes": "LPIPS (shapes)", "psnr_db": "PSNR, dB"}
     rows = []
-    for variant in variants:
-        cells = [variant, *(_speedup_in(run, variant) for run in survey.measured)]
+    for variant in ("baseline", *variants):
+        cells = [variant, *(_speedup_in(run, variant) for run in timed)]
         for name in quality:
-            found = next((row for run in survey.measured if (row := run.get(variant, name)) is not None), None)
+            found = next((row for run in runs if (row := run.get(variant, name)) is not None), None)
             value = found.value if found else None
-            cells.append("-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.4f}")
-        cells.append(_claimed_of(survey, variant))
-        rows.append(tuple(cells))
-    titles = []
-    for run in survey.measured:
-        work = run.workload
-        titles.append(f"{work.model}, {work.width}×{work.height}, {work.steps} steps, guidance {work.guidance:g}")
-    cpu = (survey.measured[0].machine.get("cpu") or {}).get("name") or "a CPU"
-    base = next((row.value for run in survey.measured if (row := run.get("baseline", "objects_right"))), None)
+            cells.append("-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.3g}")
+        rows.append((*cells, _claimed_of(survey, variant) if variant != "baseline" else "-"))
+    work = runs[0].workload
+    cpu = (runs[0].machine.get("cpu") or {}).get("name") or "a CPU"
     text = _paragraph(
-        f"Measured with this project on a CPU ({cpu}, float32, eager attention in the baseline), speedups with their "
-        "95 % intervals where there were rounds enough. The claims are of GPUs, of 50 steps and of trained networks of "
-        "another size: another device, so no verdict on any of them. What can be compared is the shape of a curve: "
-        "what one more step skipped gives, and what it costs."
-        + (f" Without any technique {base:.1%} of the objects are right." if base else "")
-        + " Quality is that of the shipped model `shapes`; there is no shipped transformer yet to draw a second curve."
+        f"DeepCache and ToMe on a CPU ({cpu}, {work.dtype}, {work.steps} steps, guidance {work.guidance:g}), with the "
+        f"model that ships with this project ({work.model}, {work.width}×{work.height}). The claims are of GPUs, of 50 "
+        "steps and of networks of another size: another device, so no verdict on any of them. What can be compared is "
+        "the shape of a curve: what one more step skipped, or one more token merged, costs in quality, beside the "
+        "speed that is claimed for it. "
+        + (
+            "Speedups have their 95 % intervals where there were rounds enough."
+            if timed
+            else "Speed is missing: no machine quiet enough was at hand, and a ratio from a busy one says nothing. The "
+            "command shows it as soon as a run in `reports/curves` has it."
+        )
     )
+    titles = [f"speedup, {run.workload.model} {run.workload.width}×{run.workload.height}" for run in timed]
     heads = ("variant", *titles, *quality.values(), "claimed speedup")
-    commands = "\n".join(run.command for run in survey.measured)
+    commands = "\n".join(run.command for run in runs)
     return f"## What was measured here\n\n{text}\n\n{_markdown(heads, rows)}\n\n```console\n{commands}\n```"
 
 

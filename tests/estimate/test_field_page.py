@@ -66,9 +66,13 @@ def test_curves_stand_beside_what_is_claimed_and_judge_nothing(made_up):
         ), command="pytest bench",
     )  # fmt: skip
     text = " ".join(field_page.page(replace(made_up, measured=(run,)), "field.png").split())
-    assert "| deepcache:2 | 1.50× [1.40, 1.60] | 95.0% | - | 1.8× (A100) |" in text
+    assert "| deepcache:2 | 1.50× [1.40, 1.60] | 95.0% | - | - | 1.8× (A100) |" in text
     assert "no verdict on any of them" in text
     assert "| sdpa |" not in text
+    quiet = replace(run, measurements=(run.measurements[0], run.measurements[2]))
+    text = " ".join(field_page.page(replace(made_up, measured=(quiet,)), "field.png").split())
+    assert "| deepcache:2 | 95.0% | - | - | 1.8× (A100) |" in text
+    assert "Speed is missing" in text
 
 
 def test_the_committed_page_is_of_the_committed_claims():
