@@ -274,13 +274,14 @@ def _measured(survey: Survey) -> str:
             cells.append("-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.3g}")
         rows.append((*cells, _claimed_of(survey, variant) if variant != "baseline" else "-"))
     work = runs[0].workload
+    pictures = max(sum(image.get("variant") == "baseline" for image in run.images) for run in runs)
     cpu = (runs[0].machine.get("cpu") or {}).get("name") or "a CPU"
     text = _paragraph(
         f"DeepCache and ToMe on a CPU ({cpu}, {work.dtype}, {work.steps} steps, guidance {work.guidance:g}), with the "
-        f"model that ships with this project ({work.model}, {work.width}×{work.height}). The claims are of GPUs, of 50 "
-        "steps and of networks of another size: another device, so no verdict on any of them. What can be compared is "
-        "the shape of a curve: what one more step skipped, or one more token merged, costs in quality, beside the "
-        "speed that is claimed for it. "
+        f"model that ships with this project ({work.model}, {work.width}×{work.height}, {pictures} pictures). The "
+        "claims are of GPUs, of 50 steps and of networks of another size: another device, so no verdict on any of "
+        "them. What can be compared is the shape of a curve: what one more step skipped, or one more token merged, "
+        "costs in quality, beside the speed that is claimed for it. "
         + (
             "Speedups have their 95 % intervals where there were rounds enough."
             if timed
