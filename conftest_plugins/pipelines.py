@@ -49,7 +49,7 @@ class Built:
         counted = self.patch.proof  # first: the profiled step counts too
         one_step = replace(self.workload, steps=1)
         seen = kernels_seen(denoiser(self.pipe), lambda: run_batch(self.pipe, one_step, self.prompts))
-        return counted | {"kernels_in_a_profile": seen}
+        return counted | {"kernels_in_a_profile": seen, "scheduler": type(self.pipe.scheduler).__name__}
 
     def warm_up(self) -> None:
         """Run once, unmeasured: kernels are chosen, memory is taken, code is compiled.

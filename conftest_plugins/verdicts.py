@@ -1,24 +1,31 @@
-"""Judges a run when it has ended: the guide's claims, the machine's recorded figures, repeated runs; the exit status.
+"""Judges a run when it has ended: the claims, the machine's recorded figures, repeated runs; the exit status.
 
 0: nothing failed. 1: a test failed, or a verdict that was asked for did, or baselines were written. 4: wrong usage.
 """
 
+import argparse
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest_plugins.estimates import beside_bounds
 from conftest_plugins.options import DEVICE, OUTPUT, VARIANTS, chosen_preset
 from conftest_plugins.results import RECORDER
+from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
+from optsd.estimate import published
 from optsd.judge.action_benchmark import write as write_action_benchmark
+from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
 from optsd.judge.expectations import Baselines, Claims
-from optsd.judge.reading import read_baselines, read_claims
+from optsd.judge.reading import read_all_claims, read_baselines
 from optsd.judge.recording import baseline_file, update
 from optsd.judge.regressions import judge_regressions
 from optsd.judge.repeat import judge_repeats
@@ -28,10 +35,11 @@ from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
 CLAIMS = pytest.StashKey[Claims]()
+_CHOSEN = pytest.StashKey[Chosen]()
 _WATCH = pytest.StashKey[Watch]()
 _OUTCOME = pytest.StashKey["Outcome"]()
 
-NOT_FOR_REPEATS = ("--repeat", "--output", "--junitxml", "--junit-xml", "--benchmark-json")
+NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
@@ -48,17 +56,33 @@ class Outcome:
     must_fail: bool = False
 
 
+class _ClaimsOption(argparse.Action):
+    """`--claims`, `--claims guide`, `--claims=FILE`: an optional value, which a test path after it is not."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        is_path = values != self.const and not str(values).endswith(".json") and Path(str(values)).exists()
+        namespace.claims = self.const if is_path or "::" in str(values) else values
+        namespace.claims_left = [values] if namespace.claims != values else []
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("optsd verdicts", "what is expected, and what fails a run")
-    group.addoption("--claims", action="store_true", help="fail where a claim of the guide is missed or not measured")
+    group.addoption(
+        "--claims",
+        nargs="?",
+        const=files.GUIDE,
+        action=_ClaimsOption,
+        metavar="NAME[,NAME]|FILE",
+        help="fail where a claim is missed or not measured: of the guide, or of the sources that are named (optsd "
+        "claims list has them), whose workload the run then takes where no other option decides",
+    )
+    group.addoption("--claim-out", metavar="FILE", help="write this run's figures as claims that others can check")
     group.addoption(
         "--gate",
         action="store_true",
         help="fail where this machine has regressed against its recorded figures, or has none",
     )
-    group.addoption(
-        "--expected", default="expected", help="where claims.json and baselines/ are (default: %(default)s)"
-    )
+    group.addoption("--expected", default="expected", help="where claims/ and baselines/ are (default: %(default)s)")
     group.addoption(
         "--expected-update",
         action="store_true",
@@ -73,24 +97,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Read what is expected now: a mistake there must not cost a run."""
+    """Read what is expected now: a mistake there must not cost a run. First of all, because claims decide options."""
     option = config.getoption
     if option("--repeat") < 1:
         raise pytest.UsageError(f"--repeat {option('--repeat')} is too small; give 1 or more")
     config.stash[_OUTCOME] = Outcome()
     folder = config.rootpath / option("--expected")
+    if left := getattr(config.option, "claims_left", None):  # `--claims bench`: the path was taken for a name
+        named = config.args_source is pytest.Config.ArgsSource.ARGS
+        config.args[:] = [*(config.args if named else ()), *left]
     asked = [name for name in NEED_ROUNDS if option(name)]
     try:
         if asked and (rounds := chosen_preset(config).rounds) < FEWEST_ROUNDS:
             raise BadInput(f"{asked[0]} decides nothing in {rounds} rounds", f"give --rounds {FEWEST_ROUNDS} or more")
-        if option("--claims") or (folder / "claims.json").is_file():
-            config.stash[CLAIMS] = read_claims(folder / "claims.json")
+        _read_claims(config, folder)
         if option("--gate") or option("--expected-update"):
             for file in sorted((folder / "baselines").glob("*.json")):
                 read_baselines(file)
     except OptsdError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _read_claims(config: pytest.Config, folder: Path) -> None:
+    """The claims that are asked for, else the guide's where they are; other sources' decide what the user has not."""
+    asked, guide = config.getoption("--claims"), folder / "claims" / f"{files.GUIDE}.json"
+    if (folder / "claims.json").is_file() and not guide.is_file():
+        guide = folder / "claims.json"  # of schema 1
+    if asked in (None, files.GUIDE):
+        if asked or guide.is_file():
+            config.stash[_CHOSEN] = choose(read_all_claims(guide), {})
+    else:
+        groups = [group for file in files.find(asked, folder / "claims") for group in read_all_claims(file)]
+        given = _given(config)
+        named = config.getoption("--variant", None)
+        chosen = choose(groups, given, [name for each in named for name in each.split(",")] if named else None)
+        for name, value in chosen.options.items():
+            if hasattr(config.option, name):
+                setattr(config.option, name, value)
+        if named is None and hasattr(config.option, "variant"):
+            config.option.variant = list(chosen.variants)
+        config.stash[_CHOSEN] = chosen
+    if _CHOSEN in config.stash:
+        config.stash[CLAIMS] = config.stash[_CHOSEN].claims
+
+
+def _given(config: pytest.Config) -> dict[str, Any]:
+    """The options that the user has set, whatever their defaults are."""
+    words = [*map(str, config.invocation_params.args), *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return {name: config.getoption(f"--{name.replace('_', '-')}") for name in OPTIONS if name in names}
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if config.getoption("--claims") in (None, files.GUIDE) or _CHOSEN not in config.stash:
+        return []
+    return [f"claims: {config.stash[_CHOSEN]}"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -141,14 +204,17 @@ def judge(config: pytest.Config, results: Results) -> Results:
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
     if CLAIMS in config.stash:
-        claims = config.stash[CLAIMS]
-        judged = replace(results, verdicts=judge_claims(claims, results, chosen))
+        claims, others = config.stash[CLAIMS], config.stash[_CHOSEN].others
+        elsewhere = [row for group in others for row in judge_claims(group, results)]
+        judged = replace(results, verdicts=(*judge_claims(claims, results, chosen), *elsewhere))
         try:
             results = beside_bounds(config, claims, judged)
         except Exception as error:  # noqa: BLE001 - whatever it is, hours of measuring must not be lost to it
             results = judged
             outcome.lines.append(f"no bounds beside the claims: {error!r}")
         verdicts += _noted(config, "--claims", results.verdicts)
+        if not results.bounds:
+            results = replace(results, bounds=_kept_bounds(config, (claims, *others)))
     try:
         file = baseline_file(config.rootpath / config.getoption("--expected") / "baselines", results)
         baselines = read_baselines(file) if file.exists() else None
@@ -164,6 +230,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
             # Whatever the figures do, the same seed must give the same picture.
             outcome.failed += [row for row in repeats if row.metric == "images" and row.status == "differs"]
             verdicts += repeats
+        if config.getoption("--claim-out"):
+            files.write(template.of_results(results), config.rootpath / config.getoption("--claim-out"))
+            outcome.lines.append(f"claims written to {config.getoption('--claim-out')}")
         if config.getoption("--expected-update"):
             written: Baselines = update(file, results)
             outcome.must_fail = True
@@ -175,6 +244,21 @@ def judge(config: pytest.Config, results: Results) -> Results:
     results = replace(results, verdicts=tuple(verdicts))
     write_action_benchmark(results, folder)
     return results
+
+
+def _kept_bounds(config: pytest.Config, groups: Iterable[Claims]) -> tuple[dict[str, Any], ...]:
+    """What the data sheets say of claims that this run cannot judge: as `optsd claims field` has kept it."""
+    kept = published.read(config.rootpath / config.getoption("--expected") / "bounds.json")
+    about = [claim for group in groups for claim in group.claims if claim.label in kept]
+    return tuple(
+        {
+            "variant": claim.variant, "metric": claim.metric, "claimed": bound.claimed, "bound": bound.limit,
+            "measured": None, "status": bound.status, "source": claim.source,
+            "arithmetic": "; ".join(filter(None, (bound.arithmetic, bound.assumption))),
+        }
+        for claim in about
+        if (bound := kept[claim.label])
+    )  # fmt: skip
 
 
 def exit_status(config: pytest.Config, results: Results, status: int) -> int:
@@ -239,12 +323,16 @@ def _repeat(config: pytest.Config, results: Results, folder: Path) -> tuple[Verd
 def _arguments(config: pytest.Config) -> list[str]:
     """This run's own arguments, without those that belong to it alone."""
     kept: list[str] = []
+    before = ""
     given = iter(map(str, config.invocation_params.args))
     for word in given:
         name, equals, _ = word.partition("=")
         if name in NOT_FOR_REPEATS:
             if not equals:
                 next(given, None)
-        elif word not in JUDGED_ONCE:
+        elif name == "--claims" and config.getoption("--claims") != files.GUIDE:
+            kept.append(word)  # these decide the workload
+        elif name not in JUDGED_ONCE and not (word == files.GUIDE and before == "--claims"):
             kept.append(word)
+        before = word
     return kept

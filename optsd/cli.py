@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": ("optsd.judge.compare", "judge two finished runs"),
     "report": ("optsd.report.command", "write the report of a results.json again"),
     "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),
+    "claims": ("optsd.claims.command", "what others have published, and which of it can be true"),
     "estimate": ("optsd.estimate.command", "what a claim could be at best, without a GPU"),
     "shapes": ("optsd.quality.shapes", "how good the shipped model and its judge are"),
     "sensitivity": ("optsd.quality.sensitivity", "what quantizing each kind of layer costs in quality"),

@@ -13,6 +13,8 @@ run.py            the run under fake tensors
 roofline.py       the least time that the operations can take on a device
 bounds.py         the most that a technique can give, and claims beyond it
 claims.py         docs/claims.md
+profiles.py       what one run computes, small enough to keep
+published.py      published claims beside their bounds; survey.py and field_page.py: docs/field.md
 command.py        `optsd estimate`
 
 Importing this package imports no torch; `estimate` does.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, Unsupported
 from optsd.estimate import roofline
-from optsd.estimate.devices import Device
+from optsd.estimate.devices import Device, said
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import PASSING
 from optsd.metrics import metric
@@ -141,7 +141,10 @@ def compare(claims: Claims, results: Results, device: Device, trace: "Callable[[
     workload = replace(results.workload, device=device.kind)
     if workload == results.workload and device.has_data_sheet:
         results = replace(results, measurements=results.measurements + tuple(_shares(results, trace)))
-    known = {**asdict(workload), "model": workload.model in claims.models["performance"]}
+    if claims.machine and said(claims.machine)[0] != device.name:
+        return results  # the claims are of another GPU
+    models = claims.models["performance"]
+    known = {**asdict(workload), "model": not models or workload.model in models}
     if any(known[name] != expected for name, expected in {**claims.workload, "model": True}.items()):
         return results
     try:

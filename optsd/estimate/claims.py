@@ -15,7 +15,7 @@ from optsd.judge.reading import read_claims
 from optsd.records import Workload
 
 ROOT = Path(__file__).parents[2]
-CLAIMS = ROOT / "expected" / "claims.json"
+CLAIMS = ROOT / "expected" / "claims" / "guide.json"
 DOCUMENT = ROOT / "docs" / "claims.md"
 SPEED_DEVICES = ("a100", "h100", "rtx4090", "rtx3090", "t4")
 PUBLISHED_S, PUBLISHED_STEPS = 1.604, 50  # diffusers with SDPA, batch 1, A100-80G: fal-ai's stable-diffusion-benchmarks
@@ -59,7 +59,7 @@ def _introduction() -> str:
     return "# Which of the guide's figures can be true\n\n" + _paragraph(
         "Written by `python -m optsd.estimate.claims`; do not edit by hand. No GPU was used: every figure below "
         "follows from SD v1.5's architecture, the workload (float16, 512×512, 50 steps, guidance 7.5) and data "
-        f"sheets. The claims are those of `expected/claims.json`, from {guide}."
+        f"sheets. The claims are those of `expected/claims/guide.json`, from {guide}."
     )
 
 

@@ -1,10 +1,11 @@
-"""Does the guide's claim hold? By the measured value and the claim's tolerance, on the guide's workload only."""
+"""Does a claim hold? By the measured value and the claim's tolerance, on the claim's own workload only."""
 
 import math
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from optsd.claims.names import same_machine
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import flaw, gpu_warning, joined, why_absent
 from optsd.metrics import metric
@@ -18,7 +19,7 @@ def judge_claims(claims: Claims, results: Results, variants: Collection[str] | N
 
 
 def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
-    """Is the figure reproduced on the guide's workload? Another workload is `not comparable`, whatever was measured."""
+    """Is the figure reproduced on the claim's workload? Another workload is `not comparable`, whatever was measured."""
     found = results.get(claim.variant, claim.metric)
     measured = None if found is None or results.workload.is_estimate else found.value
     status, note = _claim_status(claim, claims, results, found)
@@ -31,7 +32,7 @@ def judge_claim(claim: Claim, claims: Claims, results: Results) -> Verdict:
         measured,
         expected,
         _expectation_text(claim),
-        f"{Path(claims.file).name}: {claim.source}",
+        f"claims/{Path(claims.file).name}: {claim.source}",
         joined(note, gpu_warning(claim.metric, results)),
     )
 
@@ -64,12 +65,24 @@ def _other_workload(claim: Claim, claims: Claims, results: Results) -> str:
         for name, expected in claims.workload.items()
         if workload[name] != expected
     ]
-    if results.workload.model not in claims.models[kind]:
+    if claims.models[kind] and results.workload.model not in claims.models[kind]:
         differences.insert(0, f"model {results.workload.model} instead of {claims.models[kind][0]}")
+    if claims.machine and workload["device"] == claims.workload.get("device", ""):
+        found = _machine(results)
+        if not same_machine(claims.machine, found, workload["device"]):
+            differences.append(f"{found or 'an unknown machine'} instead of {claims.machine}")
     pictures = sum(row.get("variant") == claim.variant for row in results.images)
-    if kind == "quality" and not differences and pictures != claims.images:
+    if kind == "quality" and not differences and claims.images and pictures != claims.images:
         differences.append(f"{pictures} pictures instead of {claims.images}")
     return ", ".join(differences)
+
+
+def _machine(results: Results) -> str:
+    """The GPU, or the CPU, that the run was on."""
+    gpus, cpu = results.machine.get("gpus") or [], results.machine.get("cpu") or {}
+    if results.workload.device == "cuda":
+        return str(gpus[0].get("name")) if gpus else ""
+    return str(cpu.get("name") or "")
 
 
 def _expectation_text(claim: Claim) -> str:

@@ -52,7 +52,7 @@ def tolerance_for(name: str, tolerances: Mapping[str, Tolerance]) -> Tolerance:
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure of the guide: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
+    """One figure of a source: `low` = `high` for "1.39×", both for "1.3 to 1.4", one of them for "at least 0.30"."""
 
     variant: str
     metric: str
@@ -60,18 +60,21 @@ class Claim:
     high: float | None
     tolerance: Tolerance
     source: str
+    label: str = ""  # "guide 5": the file and the number in it, where it is of schema 2
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The guide's figures and the workload that they belong to."""
+    """A source's figures of one workload, and that workload."""
 
     file: str
     guide: str
     workload: dict[str, Any]  # the fields of Workload that must be equal; the model is `models`' business
-    images: int
-    models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what the guide means
+    images: int | None  # None: unstated
+    models: dict[str, tuple[str, ...]]  # by kind of metric: models on which such a figure means what it says; (): any
     claims: tuple[Claim, ...]
+    machine: str = ""  # the GPU or CPU that they name; "": any
+    unstated: tuple[str, ...] = ()  # what of the workload the source leaves open
 
 
 @dataclass(frozen=True)

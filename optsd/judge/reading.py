@@ -5,11 +5,12 @@ A mistake in one is an error that names the file, the row and the remedy, never 
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from optsd.claims import files
 from optsd.errors import BadInput
 from optsd.files import parse_json, read_text
 from optsd.judge.expectations import (
@@ -22,14 +23,33 @@ from optsd.judge.expectations import (
     Tolerance,
     tolerance_for,
 )
+from optsd.judge.published import DEFAULT_TOLERANCE, as_expectations
 from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Workload, is_finite, record
 from optsd.variants import canonical
 
 
 def read_claims(file: Path) -> Claims:
-    """The guide's claims. Raises BadInput, naming file, row and remedy, for anything that is not as the schema says."""
-    data = _parse(file, read_text(file, "give the path of an expectations file"))
+    """The claims of a file that are about one workload, such as the guide's. Raises BadInput as `read_all_claims` does,
+    and where the file has several workloads, or none that a run can be judged by.
+    """
+    groups = read_all_claims(file)
+    if len(groups) != 1:
+        raise BadInput(f"{file} has claims of {len(groups)} workloads", "use read_all_claims, or a file with one")
+    return groups[0]
+
+
+def read_all_claims(file: Path) -> tuple[Claims, ...]:
+    """What a run can be judged by, workload by workload; files of schema 1 are read as well.
+
+    Raises BadInput, naming file, row and remedy, for anything that is not as the schema says.
+    """
+    data = files.load(file)
+    if data.get("schema") == files.SCHEMA:
+        published = files.from_data(data, file)
+        _tolerances(file, published.tolerance or DEFAULT_TOLERANCE)
+        return tuple(_claims(file, group) for group in as_expectations(published))
+    _is_of_schema_1(file, data)
     _keys(file, "the file", data, "schema guide workload images models tolerance claims", optional="$schema")
     workload = data["workload"]
     known = {field.name for field in fields(Workload)} - {"model", "seed"}
@@ -42,16 +62,24 @@ def read_claims(file: Path) -> Claims:
             _refuse(file, f"models {kind}", f"{names!r} is no list of models", "name at least one")
     if not isinstance(data["images"], int) or isinstance(data["images"], bool) or data["images"] < 1:
         _refuse(file, "images", f"{data['images']!r} is no number of pictures", "give a whole number above zero")
+    return (_claims(file, data),)
+
+
+def _claims(file: Path, data: Mapping[str, Any]) -> Claims:
+    """Claims of one workload."""
+    _keys(file, "models", data["models"], "performance quality")
     tolerances = _tolerances(file, data["tolerance"])
     claims = [_claim(file, where, row, tolerances) for where, row in _rows(file, "claims", data["claims"])]
     _refuse_duplicates(file, ((f"{claim.variant} {claim.metric}", claim.source) for claim in claims))
     return Claims(
         file=str(file),
         guide=str(data["guide"]),
-        workload=workload,
+        workload=data["workload"],
         images=data["images"],
-        models={kind: tuple(names) for kind, names in models.items()},
+        models={kind: tuple(names) for kind, names in data["models"].items()},
         claims=tuple(claims),
+        machine=data.get("machine", ""),
+        unstated=tuple(data.get("unstated", ())),
     )
 
 
@@ -73,7 +101,7 @@ def parse_baselines(file: Path, text: str) -> Baselines:
 
 
 def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Claim:
-    _keys(file, where, row, "variant metric source", optional="expected at_least at_most from to tolerance")
+    _keys(file, where, row, "variant metric source", optional="expected at_least at_most from to tolerance label")
     variant, name = _variant_and_metric(file, where, row)
     where = f"{where} ({variant} {name})"
     given = {key for key in ("expected", "at_least", "at_most", "from", "to") if key in row}
@@ -88,7 +116,7 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
         _refuse(file, where, f"from {low:g} is above to {high:g}", "swap them")
     if not isinstance(row["source"], str) or not row["source"].strip():
         _refuse(file, where, "it has no source", "name the table or sentence of the guide")
-    return Claim(variant, name, low, high, tolerance, row["source"])
+    return Claim(variant, name, low, high, tolerance, row["source"], row.get("label", ""))
 
 
 def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tolerance]) -> Run:
@@ -125,7 +153,11 @@ def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tole
 
 
 def _parse(file: Path, text: str) -> dict[str, Any]:
-    data = parse_json(text, str(file), "restore it from version control", lambda name: _refuse_number(file, name))
+    data = parse_json(text, str(file), "restore it from version control", lambda name: files.refuse_number(file, name))
+    return _is_of_schema_1(file, data)
+
+
+def _is_of_schema_1(file: Path, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise BadInput(f"{file} is no expectations file of schema {SCHEMA}", f'begin it with {{"schema": {SCHEMA}}}')
     return data
@@ -216,7 +248,3 @@ def _refuse_duplicates(file: Path, names: Iterable[tuple[str, str]]) -> None:
 
 def _refuse(file: Path, where: str, problem: str, remedy: str) -> NoReturn:
     raise BadInput(f"{file}: {where}: {problem}", remedy)
-
-
-def _refuse_number(file: Path, name: str) -> NoReturn:
-    raise BadInput(f"{file}: {name} is no number that JSON knows", "record a measured one, or remove the row")

@@ -1,9 +1,10 @@
 """What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optsd.records import Measurement, Results
+from optsd.records import Measurement, Results, Verdict
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
@@ -39,6 +40,22 @@ def count_verdicts(results: Results) -> dict[str, int]:
     """status -> how many, worst first."""
     counts = Counter(verdict.status for verdict in results.verdicts)
     return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
+
+
+def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[str]]:
+    """The verdicts that stand alone; and of those about another workload one sentence for all of a file and reason."""
+
+    def why(verdict: Verdict) -> tuple[str, str]:
+        return verdict.source.partition(": ")[0], verdict.note
+
+    counts = Counter(why(verdict) for verdict in verdicts if verdict.status == "not comparable")
+    here = [verdict for verdict in verdicts if verdict.status != "not comparable" or counts[why(verdict)] == 1]
+    told = [
+        f"{count} figures of {source} cannot be compared: {reason}"
+        for (source, reason), count in counts.items()
+        if count > 1
+    ]
+    return here, told
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ file stays text even if an escape were forgotten somewhere.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from optsd.files import write_atomically
 from optsd.records import Measurement, Results, Verdict
 from optsd.report import pictures
 from optsd.report.drawing import Drawing
-from optsd.report.findings import STATUSES, answers, count_verdicts, missing, sign_of
+from optsd.report.findings import STATUSES, answers, count_verdicts, missing, set_apart, sign_of
 from optsd.report.tables import all_variants, figure, index, interval, metric_of, overview
 from optsd.report.text import describe
 
@@ -35,6 +36,7 @@ def write(results: Results, drawings: Sequence[Drawing], folder: Path) -> None:
 def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
     variants, rows = all_variants(results), index(results)
     number_of = {variant: number for number, variant in enumerate(variants)}
+    here, elsewhere = set_apart(results.verdicts)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -54,10 +56,11 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         answers=answers(results),
-        counts=count_verdicts(results),
+        counts=count_verdicts(replace(results, verdicts=tuple(here))),
         missing=missing(results),
         table=overview(results),
-        verdicts=sorted((_verdict(row, rows) for row in results.verdicts), key=lambda item: item["rank"]),
+        verdicts=sorted((_verdict(row, rows) for row in here), key=lambda item: item["rank"]),
+        elsewhere=elsewhere,
         bounds=sorted(map(_bound, results.bounds), key=lambda item: item["rank"]),
         estimated=results.workload.is_estimate,
         sections=[

@@ -106,7 +106,7 @@ class Table:
 def all_variants(results: Results) -> tuple[str, ...]:
     """Every variant that the run knows of: one that failed before its first figure stands in the tables too."""
     proven = (row.variant for row in results.techniques)
-    judged = (row.variant for row in results.verdicts)
+    judged = (row.variant for row in results.verdicts if row.status != "not comparable")
     failed = (row["variant"] for row in results.failures if row.get("variant"))
     drawn = (row["variant"] for row in results.images if isinstance(row.get("variant"), str))
     return tuple(dict.fromkeys([*results.variants, *proven, *judged, *failed, *drawn]))

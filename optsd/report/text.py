@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optsd.files import write_atomically
 from optsd.records import Results, Verdict, Workload
-from optsd.report.findings import answers, count_verdicts, missing, sign_of
+from optsd.report.findings import answers, count_verdicts, missing, set_apart, sign_of
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
 _FAILING = ("missed", "regressed", "differs", "unattainable")
@@ -32,16 +32,21 @@ def describe(workload: Workload) -> str:
 def table_md(results: Results) -> str:
     """The main table with every quality column, the reasons for each `-`, and every verdict."""
     parts = [f"Workload: {escape(describe(results.workload))}", _figures(results)]
-    if results.verdicts:
+    here, elsewhere = set_apart(results.verdicts)
+    if here:
         rows = [
             [
                 f"{sign_of(row.status)[0]} {row.status}", row.variant, metric_of(row.metric).label,
                 _value(row.measured, row.metric), _value(row.expected, row.metric), row.tolerance, row.source, row.note,
             ]
-            for row in results.verdicts
+            for row in here
         ]  # fmt: skip
         heads = ["status", "variant", "metric", "measured", "expected", "tolerance", "source", "note"]
         parts.append(_table(heads, rows, "lllrrlll"))
+    parts.append("\n".join(f"- ≠ {escape(told)}" for told in elsewhere))
+    if results.bounds and elsewhere:
+        beyond = sum(row.get("status") == "unattainable" for row in results.bounds)
+        parts.append(escape(f"Of {len(results.bounds)} claims with a bound {beyond} are beyond it: see index.html."))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

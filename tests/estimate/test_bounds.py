@@ -11,7 +11,7 @@ from optsd.judge.expectations import Claim, Tolerance
 from optsd.judge.reading import read_claims
 from optsd.records import Measurement, Results
 
-FILE = Path(__file__).parents[2] / "expected" / "claims.json"
+FILE = Path(__file__).parents[2] / "expected" / "claims" / "guide.json"
 
 
 @pytest.fixture(scope="module")

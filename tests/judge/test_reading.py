@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from optsd.errors import BadInput
 from optsd.judge.reading import read_baselines, read_claims
 from optsd.judge.recording import update
 
-CLAIMS_FILE = Path(__file__).parents[2] / "expected" / "claims.json"
+ROOT = Path(__file__).parents[2]
+OLD_CLAIMS = Path(__file__).parent / "claims-schema-1.json"
+GUIDE = ROOT / "expected" / "claims" / "guide.json"
 
 
 @pytest.fixture(scope="module")
 def good_claims():
-    return json.loads(CLAIMS_FILE.read_text())
+    return json.loads(OLD_CLAIMS.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def first(**changes):
         (lambda data: data.update(claims={}), "claims: it is no list; give a list of rows"),
         (lambda data: data.update(claim=[]), "the file: unknown key 'claim'"),
         (lambda data: data.update(images=0), "images: 0 is no number of pictures; give a whole number above zero"),
-        (lambda data: data.update(schema=2), "is no expectations file of schema 1; begin it with"),
+        (lambda data: data.update(schema=3), "is no expectations file of schema 1; begin it with"),
         (lambda data: data["workload"].pop("steps"), "workload: 'steps' is missing"),
         (lambda data: data.update(workload=3), "workload: it is no table"),
         (lambda data: data["tolerance"].pop("quality"), "tolerance: 'quality' is missing"),
@@ -98,6 +101,14 @@ def test_a_range_the_wrong_way_round(refused, good_claims):
     assert "from 1.4 is above to 1.3; swap them" in refused(
         read_claims, good_claims, lambda data: data["claims"].append(row)
     )
+
+
+def test_an_old_file_is_read_and_the_guides_new_one_says_the_same(good_claims):
+    old, new = read_claims(OLD_CLAIMS), read_claims(GUIDE)
+    unlabelled = tuple(replace(claim, label="") for claim in new.claims)
+    assert replace(new, file=old.file, unstated=(), claims=unlabelled) == old
+    assert new.claims[4].label == "guide 5"
+    assert new.unstated == ("scheduler",)
 
 
 def row_of(**changes):
@@ -135,7 +146,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_the_schema_for_editors_agrees(good_baselines):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((CLAIMS_FILE.parent / "schema" / "baselines.schema.json").read_text())
+    schema = json.loads((ROOT / "expected" / "schema" / "baselines.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(good_baselines, schema)
     with pytest.raises(jsonschema.ValidationError):

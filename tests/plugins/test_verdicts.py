@@ -84,7 +84,8 @@ def project(pytester, monkeypatch):
         "[pytest]\naddopts = --import-mode=importlib\nmarkers =\n    speed\n    quality\n    claims\n    memory\n"
     )
     (pytester.path / "expected" / "baselines").mkdir(parents=True)
-    (pytester.path / "expected" / "claims.json").write_text((EXPECTED / "claims.json").read_text())
+    (pytester.path / "expected" / "claims").mkdir()
+    (pytester.path / "expected" / "claims" / "guide.json").write_text((EXPECTED / "claims" / "guide.json").read_text())
     return Project()
 
 
@@ -123,26 +124,94 @@ def test_claims_on_another_workload_judge_nothing(project):
 
 
 def test_claims_that_none_of_the_variants_is_about(project):
-    (project.path / "expected" / "claims.json").write_text(
-        json.dumps({**json.loads((EXPECTED / "claims.json").read_text()), "claims": []})
-    )
-    result = project.bench().run("bench", "--variant=int8", "--claims")
+    data = json.loads((EXPECTED / "claims" / "guide.json").read_text())
+    data["tables"] = [table for table in data["tables"] if table.get("all", {}).get("variant") == "int4"]
+    (project.path / "expected" / "claims" / "guide.json").write_text(json.dumps(data))
+    result = project.bench().run("bench", "--variant=kvcache", "--claims")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["--claims judged nothing: no row is about the variants of this run"])
 
 
 def test_a_wrong_claims_file_is_wrong_usage(project):
-    file = project.path / "expected" / "claims.json"
+    file = project.path / "expected" / "claims" / "guide.json"
     file.write_text(file.read_text().replace("1.39", "0", 1))
     result = project.bench().run("bench")
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["ERROR: *claims.json: claims row 5 (int8 speedup): expected 0 is not above zero*"])
+    result.stderr.fnmatch_lines(["ERROR: *guide.json: claims row 5 (int8 speedup): expected 0 is not above zero*"])
 
 
 def test_a_missing_claims_file_is_wrong_usage_where_claims_are_asked_for(project):
     result = project.bench().run("bench", "--claims", "--expected=nowhere")
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["ERROR: cannot read *nowhere/claims.json*; give the path of an expectations file"])
+    result.stderr.fnmatch_lines(["ERROR: cannot read *nowhere/claims/guide.json*; give the path of an expectations *"])
+
+
+def test_a_file_of_schema_1_is_read_where_there_is_no_other(project):
+    (project.path / "expected" / "claims" / "guide.json").unlink()
+    old = Path(__file__).parents[1] / "judge" / "claims-schema-1.json"
+    (project.path / "expected" / "claims.json").write_text(old.read_text())
+    result = project.bench(speedup=1.0).run("bench", "--variant=int8", "--claims", "-k", "speed")
+    assert result.ret == 1
+    assert project.status("int8", "speedup") == ["missed", "missed"]
+
+
+@pytest.mark.parametrize("words", [("--claims", "bench"), ("bench", "--claims=guide"), ("bench", "--claims", "guide")])
+def test_the_value_of_claims_is_optional_and_no_test_path(project, words):
+    result = project.bench(speedup=1.4).run(*words, "--variant=int8")
+    assert result.ret == 1
+    assert project.status("int8", "speedup") == ["reproduced", "reproduced"]
+
+
+OTHERS = {
+    "schema": 2,
+    "source": "A README",
+    "tables": [
+        {
+            "all": {
+                "technique": "INT8", "variant": "int8", "metric": {"kind": "speedup"},
+                "setting": {"model": "stable-diffusion-v1-5", "device": "A100", "dtype": "float16", "steps": 30},
+            },
+            "claims": [
+                {"value": {"figure": 1.4, "unit": "x"}, "source": {"document": "one"}},
+                {"value": {"figure": 1.5, "unit": "x"}, "source": {"document": "two"}},
+                {"value": {"figure": 2.0, "unit": "x"}, "setting": {"steps": 4}, "source": {"document": "few steps"}},
+            ],
+        }
+    ],
+}  # fmt: skip
+
+
+def test_other_claims_decide_the_workload_and_say_what_is_assumed(project):
+    (project.path / "expected" / "claims" / "a-readme.json").write_text(json.dumps(OTHERS))
+    conftest = "\n    assert config.option.steps == 30 and config.option.variant == ['baseline', 'int8']"
+    conftest += "\n    assert config.option.model == 'sd15' and config.option.batch_size is None"
+    project.bench()
+    file = project.path / "conftest.py"
+    file.write_text(file.read_text() + conftest)
+    result = project.run("bench", "--claims=readme")
+    result.stdout.fnmatch_lines([
+        "claims: 2 of 3 claims of A README, measured on A100: model sd15, dtype float16, steps 30; unstated, so the "
+        "preset's: guidance, size, batch_size, images"
+    ])  # fmt: skip
+    verdicts = [row for row in project.results().verdicts if row.source.startswith("claims/a-readme.json")]
+    assert [row.status for row in verdicts] == ["not comparable"] * 3  # the run has 50 steps, and no A100
+    assert "steps 50 instead of 30, an unknown machine instead of A100" in verdicts[0].note
+    assert "steps 50 instead of 4" in verdicts[2].note
+
+
+def test_what_the_user_sets_stands(project):
+    (project.path / "expected" / "claims" / "a-readme.json").write_text(json.dumps(OTHERS))
+    project.bench()
+    file = project.path / "conftest.py"
+    file.write_text(file.read_text() + "\n    assert (config.option.steps, config.option.model) == (4, 'sd15-random')")
+    result = project.run("bench", "--claims=a-readme", "--steps=4", "--model=sd15-random", "--variant=int8")
+    result.stdout.fnmatch_lines(["claims: 1 of 3 claims of A README, measured on A100: dtype float16; *"])
+
+
+def test_unknown_claims_are_wrong_usage(project):
+    result = project.bench().run("bench", "--claims=nothing")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: no claims 'nothing'; choose from guide, or give a file"])
 
 
 # --- the gate
@@ -405,3 +474,24 @@ def test_files_for_ci_and_the_load_of_the_machine(project):
     assert (folder / "benchmark-smaller-is-better.json").is_file()
     assert "test_speed" in (project.path / "junit.xml").read_text()
     assert 0 <= project.results().machine["load"]["others_cpu_share"] <= 1
+
+
+def test_claim_out_writes_claims_that_the_same_run_reproduces(project):
+    result = project.bench(speedup=1.4, **CPU).run("bench", "--variant=int8", "--claim-out=mine.json")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["claims written to mine.json"])
+    again = project.run("bench", "--variant=int8", "--claims=mine.json")
+    assert again.ret == 0
+    rows = [row for row in project.results().verdicts if row.source.startswith("claims/mine.json")]
+    assert {row.status for row in rows} == {"reproduced"}
+    assert {row.metric for row in rows} == {"latency_s", "speedup"}
+
+
+def test_what_data_sheets_say_stands_beside_claims_of_another_workload(project):
+    (project.path / "expected" / "bounds.json").write_text((EXPECTED / "bounds.json").read_text())
+    project.bench(**CPU).run("bench", "--variant=int8")
+    beyond = [row for row in project.results().bounds if row["status"] == "unattainable"]
+    assert {(row["variant"], row["metric"]) for row in beyond} == {
+        ("int8", "memory_reduction"), ("int4", "memory_reduction"),
+    }  # fmt: skip
+    assert all("A100 80 GB SXM" in row["arithmetic"] for row in beyond)
