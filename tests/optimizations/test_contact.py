@@ -450,12 +450,14 @@ def test_quantization_save(make, tmp_path, row_of_document):
     row_of_document("contact.md", "`optsd.quantization.save`, after the technique", cells)
 
 
-CASES = [(act, False) for act in AFTER] + [(act, True) for act in BEFORE]
-
-
-each_act = pytest.mark.parametrize(
-    ("act", "before"), CASES, ids=[f"{act} {'before' if b else 'after'}" for act, b in CASES]
-)
+CASES = [
+    pytest.param(
+        act, before, id=f"{act} {'before' if before else 'after'}", marks=[pytest.mark.compiled] * ("compile" in act)
+    )
+    for before, acts in ((False, AFTER), (True, BEFORE))
+    for act in acts
+]
+each_act = pytest.mark.parametrize(("act", "before"), CASES)
 
 
 def label(act: str, before: bool) -> str:
