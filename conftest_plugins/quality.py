@@ -17,8 +17,7 @@ from optsd.records import Results, Workload
 from optsd.workloads import at_least
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from optsd.quality.pictures import Pictures
     from optsd.quality.session import Session
 
 QUALITY_ALONE_IMAGES = 128
@@ -86,13 +85,13 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
     from optsd.quality.store import Store
 
     option = pytestconfig.getoption
+    store = Store(option("--image-store") or home() / "images")
     try:
-        chosen = setting(workload, image_count(pytestconfig), option("--coco"), option("--metric-weights"))
+        chosen = setting(workload, image_count(pytestconfig), option("--coco"), option("--metric-weights"), store)
     except BadInput as error:
         return error
     # Of the model as it is before any variant is applied.
     weights = fingerprint(models.load(workload.model, "cpu", workload.dtype))
-    store = Store(option("--image-store") or home() / "images")
     baseline = builder(pytestconfig, workload, "baseline")
     return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
 
@@ -109,7 +108,7 @@ def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable
     return build
 
 
-def record(config: pytest.Config, recorder: Recorder, quality: "Session", variant: str, images: "np.ndarray") -> None:
+def record(config: pytest.Config, recorder: Recorder, quality: "Session", variant: str, images: "Pictures") -> None:
     """Add a variant's figures and pictures to the results, and write its pictures; `worst` ranks those that lost most.
 
     A row's `index` counts through all prompts of the first seed, then of the next: as the figures' samples do.

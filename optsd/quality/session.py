@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optsd.data import downloads, prompts
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
@@ -15,6 +13,7 @@ from optsd.quality import reference
 from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
 from optsd.quality.generate import generate
 from optsd.quality.measure import Judge
+from optsd.quality.pictures import Pictures
 from optsd.quality.reference import Reference
 from optsd.quality.store import Store
 from optsd.records import Measurement, Workload
@@ -36,7 +35,13 @@ class Setting:
         return [prompt.text for prompt in self.prompts]
 
 
-def setting(workload: Workload, count: int, coco: Path | None = None, weights: Path | None = None) -> Setting:
+def setting(
+    workload: Workload,
+    count: int,
+    coco: Path | None = None,
+    weights: Path | None = None,
+    store: Store | None = None,
+) -> Setting:
     """The first `count` standard prompts and what belongs to them.
 
     `shapes` has its own; any other model gets COCO's, from the folder `coco` (as COCO's archives unpack), and the
@@ -56,7 +61,7 @@ def setting(workload: Workload, count: int, coco: Path | None = None, weights: P
     try:
         # All 1,000 photographs, however few images are drawn: a larger reference makes a steadier FID.
         names = [prompt.file_name for prompt in chosen]
-        real = reference.read(folder / downloads.PHOTOGRAPHS, names, workload.width, workload.height)
+        real = reference.read(folder / downloads.PHOTOGRAPHS, names, workload.width, workload.height, store)
     except BadInput as error:
         real = error
     return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
@@ -74,8 +79,8 @@ class Session:
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
 
-    def images(self, variant: str, build: Callable[[], Any]) -> np.ndarray:
-        """(seeds × prompts)×H×W×3, uint8. `build` gives the patched pipeline; it is called if images are missing."""
+    def images(self, variant: str, build: Callable[[], Any]) -> Pictures:
+        """Seeds × prompts pictures. `build` gives the patched pipeline; it is called if images are missing."""
         return generate(
             variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds, self.say
         )
@@ -88,5 +93,5 @@ class Session:
     @cached_property
     def judge(self) -> Judge:
         baseline = self.images("baseline", self.build_baseline)
-        setting = self.setting
-        return Judge(baseline, setting.texts, setting.reference, setting.networks, setting.counts_objects)
+        own = self.setting
+        return Judge(baseline, own.texts, own.reference, own.networks, own.counts_objects, self.store, self.say)
