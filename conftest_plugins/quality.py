@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def image_count(config: pytest.Config) -> int:
     """`--images`, or the preset's; a run of quality alone has time for more than a quick run of everything."""
-    if config.getoption("--images") is None and config.getoption("-m") == "quality":
+    if config.getoption("--images") is None and config.getoption("-m") in ("quality", "audit"):
         return max(chosen_preset(config).images, QUALITY_ALONE_IMAGES)
     return chosen_preset(config).images
 

@@ -10,5 +10,7 @@ objects.py    are the objects asked for in the picture?
 pixels.py     SSIM, PSNR
 metrics.py    FID, KID, IS and their bootstraps: rows of numbers in, figures out
 measure.py    all metrics of a variant, as records
+audits.py     what each metric says of pictures that are wrong in a known way; does a run look like those?
+scale.py      time and memory of the metrics, to 30,000 pictures
 session.py    all of it for one model: one call a variant
 """

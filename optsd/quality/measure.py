@@ -58,7 +58,7 @@ class Judge:
         A metric whose weights or reference are missing has no value, and its note says what to do.
         """
         pictures = self._fitting(variant, images)
-        pixels = self._readings.pixels(pictures, self._baseline)
+        pixels = self.readings.pixels(pictures, self._baseline)
         absolute = dict(self._of_baseline) if pixels["equal"].all() else self._absolute(pictures)
         found = [self._record(variant, name, figure) for name, figure in absolute.items()]
         found += [self._retention(variant, name, figure) for name, figure in absolute.items()]
@@ -72,9 +72,9 @@ class Judge:
         """
         pictures = Pictures.of(images)
         try:
-            losses = self._readings.distances(pictures, self._baseline)
+            losses = self.readings.distances(pictures, self._baseline)
         except BadInput:
-            losses = 1 - self._readings.pixels(pictures, self._baseline)["ssim"]
+            losses = 1 - self.readings.pixels(pictures, self._baseline)["ssim"]
         order = np.argsort(-losses, kind="stable")[:count]
         return [(int(row), float(losses[row])) for row in order if losses[row] > 0]
 
@@ -93,7 +93,7 @@ class Judge:
         return Pictures.of(self.baseline)
 
     @cached_property
-    def _readings(self) -> Readings:
+    def readings(self) -> Readings:
         return Readings(self.networks, self.store, self.say)
 
     @cached_property
@@ -108,13 +108,13 @@ class Judge:
     def _real(self) -> tuple[Rows, Gaussian]:
         if isinstance(self.reference, BadInput):
             raise self.reference
-        features = self._readings.features(Pictures.of(self.reference.pictures))[0]
+        features = self.readings.features(Pictures.of(self.reference.pictures))[0]
         return features, Gaussian.of(features)
 
     def _absolute(self, pictures: Pictures) -> dict[str, Figure | BadInput]:
         """The metrics of one set of images: FID, KID, IS, CLIP, and the objects that are right."""
         suffix, rows = self.networks.suffix, self._rows
-        features = _try(lambda: self._readings.features(pictures))
+        features = _try(lambda: self.readings.features(pictures))
 
         def known(index: int) -> Rows:
             if isinstance(features, BadInput):
@@ -125,7 +125,7 @@ class Judge:
             f"fid{suffix}": _try(lambda: metrics.fid(known(0), self._real[1], rows)),
             f"kid{suffix}": _try(lambda: metrics.kid(known(0), self._real[0], rows)),
             f"is{suffix}": _try(lambda: metrics.inception_score(known(1), rows)),
-            f"clip{suffix}": _try(lambda: metrics.mean(self._readings.agreement(pictures, self._texts), rows)),
+            f"clip{suffix}": _try(lambda: metrics.mean(self.readings.agreement(pictures, self._texts), rows)),
         }
         if self.counts_objects:
             found["objects_right"] = _try(lambda: metrics.share(*count_objects(self._texts, known(1)[:]), rows))
@@ -137,7 +137,7 @@ class Judge:
         note = f"{pixels['equal'].sum()} of {len(pictures)} images equal the baseline's"
         return {
             f"lpips{self.networks.suffix}": _try(
-                lambda: metrics.mean(self._readings.distances(pictures, self._baseline), rows, note)
+                lambda: metrics.mean(self.readings.distances(pictures, self._baseline), rows, note)
             ),
             "ssim": metrics.mean(pixels["ssim"], rows, note),
             "psnr_db": metrics.mean(pixels["psnr_db"], rows, f"{note}, which count as 100 dB"),

@@ -20,9 +20,10 @@ from optsd.files import home
 from optsd.quality import pixels
 from optsd.quality.features import Networks
 from optsd.quality.pictures import Part, Pictures
-from optsd.quality.store import Reading, Store
+from optsd.quality.store import Reading, Store, checksum
 
 Read = Callable[[Part], dict[str, np.ndarray]]
+_WITHOUT_NETWORK = ("pixels", "looks")
 _SOURCES = ("features.py", "pixels.py", "reference.py")
 _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "lpips", "open_clip_torch", "numpy", "scipy", "pillow")
 
@@ -121,6 +122,17 @@ class Readings:
         found = list(self._pairs("pixels", pictures, others, read, nothing))
         return {name: np.concatenate([arrays[name] for arrays in found]) for name in nothing}
 
+    def looks(self, pictures: Pictures) -> dict[str, np.ndarray]:
+        """`flat` (is the picture one colour?), N values, and `digest`, the SHA-256 of its pixels, N×32 bytes."""
+
+        def read(part: Part) -> dict[str, np.ndarray]:
+            images = part.load()
+            digests = [np.frombuffer(bytes.fromhex(checksum(image)), np.uint8) for image in images]
+            return {"flat": (images == images[:, :1, :1]).all((1, 2, 3)).astype(np.uint8), "digest": np.stack(digests)}
+
+        found = list(self._each("looks", [({}, part, read) for part in pictures.parts]))
+        return {name: np.concatenate([arrays[name] for arrays in found]) for name in ("flat", "digest")}
+
     def _pairs(
         self, name: str, pictures: Pictures, others: Pictures, read: Callable, nothing: dict[str, float]
     ) -> Iterator[dict[str, np.ndarray]]:
@@ -135,7 +147,7 @@ class Readings:
         return self._each(name, [({"against": other.key}, part, partial(pair, other)) for part, other in parts])
 
     def _each(self, name: str, work: list[tuple[dict, Part, Read]]) -> Iterator[dict[str, np.ndarray]]:
-        by = [] if name == "pixels" else self.networks.made_by(name)
+        by = [] if name in _WITHOUT_NETWORK else self.networks.made_by(name)
         common = {"reading": name, "by": by, "code": code_version()}
         readings = [
             Reading({"pictures": part.key, "count": part.count, **common, **more}, part.count) for more, part, _ in work
