@@ -11,6 +11,7 @@ from conftest_plugins.options import DEVICE, OUTPUT, chosen_preset
 from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
 from optsd import models
+from optsd.data import sets
 from optsd.errors import BadInput
 from optsd.files import home, write_atomically
 from optsd.records import Results, Workload
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from optsd.quality.session import Session
 
 QUALITY_ALONE_IMAGES = 128
-FEWEST_IMAGES, MOST_IMAGES = 2, 1000  # no spread of one image; as many as there are standard prompts
+FEWEST_IMAGES = 2  # one image has no spread
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,10 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seeds", type=int, default=1, help="images of each prompt, a seed each (default: %(default)s)")
     group.addoption("--worst", type=int, default=4, help="pictures that lost most, to be marked (default: %(default)s)")
     group.addoption(
+        "--prompts",
+        default="standard",
+        metavar="SET",
+        help=f"whose first --images prompts are drawn: {', '.join(sets.SETS)} (default: %(default)s); not for shapes",
+    )
+    group.addoption(
         "--coco",
         type=Path,
         metavar="FOLDER",
-        help="holds annotations/captions_val2017.json and val2017/*.jpg (default: $OPTSD_HOME/coco)",
+        help="holds annotations/captions_val2017.json, val2017/*.jpg and what --prompts needs "
+        "(default: $OPTSD_HOME/coco)",
     )
     group.addoption(
         "--metric-weights",
@@ -51,8 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)  # after the preset and the number of images were checked
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        if not FEWEST_IMAGES <= image_count(config) <= MOST_IMAGES:
-            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {MOST_IMAGES}")
+        own = sets.find(config.getoption("--prompts"))
+        if own.name != "standard" and config.getoption("--model") == "shapes":
+            raise BadInput(f"shapes cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
+        if not FEWEST_IMAGES <= image_count(config) <= own.count:
+            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {own.count}")
         at_least("--seeds", config.getoption("--seeds"), 1)
         at_least("--worst", config.getoption("--worst"), 0)
         for option in ("--coco", "--metric-weights"):
@@ -87,7 +98,14 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
     option = pytestconfig.getoption
     store = Store(option("--image-store") or home() / "images")
     try:
-        chosen = setting(workload, image_count(pytestconfig), option("--coco"), option("--metric-weights"), store)
+        chosen = setting(
+            workload,
+            image_count(pytestconfig),
+            option("--coco"),
+            option("--metric-weights"),
+            store,
+            option("--prompts"),
+        )
     except BadInput as error:
         return error
     # Of the model as it is before any variant is applied.

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optsd.data import downloads, prompts
+from optsd.data import downloads, prompts, sets
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
 from optsd.quality import reference
@@ -41,27 +41,31 @@ def setting(
     coco: Path | None = None,
     weights: Path | None = None,
     store: Store | None = None,
+    chosen_set: str = "standard",
 ) -> Setting:
-    """The first `count` standard prompts and what belongs to them.
+    """The first `count` prompts of a set (`optsd.data.sets`) and what belongs to them.
 
-    `shapes` has its own; any other model gets COCO's, from the folder `coco` (as COCO's archives unpack), and the
+    `shapes` has its own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack), and the
     standard networks, from `weights` or the caches. Raises NotFound or BadInput where there are no prompts.
     """
-    if not FEWEST_IMAGES <= count <= prompts.COUNT:
-        raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {prompts.COUNT}")
+    own = sets.find(chosen_set)
+    if not FEWEST_IMAGES <= count <= own.count:
+        raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {own.count:,}")
     if workload.model == "shapes":
         made, pictures = prompts.shapes()
         return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
     folder = coco or downloads.coco_folder()
-    chosen = tuple(prompts.coco(folder / downloads.CAPTIONS))
+    chosen = tuple(own.prompts(folder))
     if workload.model == "sd15-random":
         reason = BadInput("random weights: quality means nothing", "measure it with --model sd15")
         return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
     real: Reference | BadInput
     try:
-        # All 1,000 photographs, however few images are drawn: a larger reference makes a steadier FID.
+        if not own.photographs:
+            raise BadInput(f"the prompts of {own.name} have no photographs", "take --prompts coco2017 for fid and kid")
+        # All of the set's photographs, however few images are drawn: a larger reference makes a steadier FID.
         names = [prompt.file_name for prompt in chosen]
-        real = reference.read(folder / downloads.PHOTOGRAPHS, names, workload.width, workload.height, store)
+        real = reference.read(folder / own.photographs, names, workload.width, workload.height, store)
     except BadInput as error:
         real = error
     return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
