@@ -50,9 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--image-store",
-        type=Path,
-        metavar="FOLDER",
-        help="images are taken from here when everything that made them is the same (default: $OPTSD_HOME/images)",
+        metavar="FOLDER|URL",
+        help="images are taken from here when everything that made them is the same; a folder, or the URL of one that "
+        "fsspec knows, such as s3://bucket/folder (default: $OPTSD_HOME/images)",
     )
 
 

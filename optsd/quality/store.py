@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -23,6 +24,7 @@ from PIL import Image, PngImagePlugin
 from safetensors import SafetensorError
 
 from optsd.errors import BadInput
+from optsd.files import home
 
 MAX_PIXELS = 64 * 2**20  # of one stored image; a file that claims more is damaged
 Value = TypeVar("Value")
@@ -125,50 +127,39 @@ class Reading:
 
 @dataclass
 class Store:
-    """Items under `folder`. `made` and `damaged` count those that this process made, and found damaged."""
+    """Items under `folder`: a path, or the URL of a folder that fsspec knows (`s3://bucket/folder`).
 
-    folder: Path
+    `made` and `damaged` count the items that this process made, and found damaged.
+    """
+
+    folder: Path | str
     made: int = field(default=0, init=False)
     damaged: int = field(default=0, init=False)
 
     def get(self, item: Item[Value]) -> Value | None:
         """The item's value, or None where it is not stored, not whole, or not this item's."""
-        folder = self.folder / item.folder
-        if not folder.is_dir():
+        files = self._place.read(item.folder, item.names)
+        if files is None:
             return None
-        try:
-            value = item.unpack({name: (folder / name).read_bytes() for name in item.names})
-        except OSError:
-            value = None
+        value = item.unpack(files) if len(files) == len(item.names) else None
         self.damaged += value is None
         return value
 
     def put(self, item: Item[Value], value: Value) -> None:
-        """Store a value: written beside its place and moved there in one step. A damaged one is replaced."""
-        files, target = item.pack(value), self.folder / item.folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A fixed name, for the holder of the item's lock alone: what a killed run left there is cleared here.
-        partial = target.with_name(f".partial-{target.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            for name, content in files.items():
-                _write(partial / name, content)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.replace(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        """Store a value. A damaged one is replaced."""
+        self._place.write(item.folder, item.pack(value))
         self.made += 1
 
     def fill(self, items: Sequence[Kind], make: Callable[[Kind], Any]) -> None:
         """Make, with `make`, the items that are not stored.
 
-        Processes that share the folder share the work: each takes the items that no other is making.
+        Processes of one machine, and of all machines that share a folder, share the work: each takes the items that no
+        other is making. Machines that share an object store alone may make an item twice, and store the same.
         """
         missing = [item for item in items if self.get(item) is None]
         for wait in (False, True):  # first what is free, then what others had begun, should they have been killed
             for item in missing:
-                with self._claimed(item, wait) as claimed:
+                with _claimed(self._place.locks / f"{item.key}.lock", wait) as claimed:
                     if claimed and self.get(item) is None:
                         self.put(item, make(item))
 
@@ -176,24 +167,119 @@ class Store:
         """The value of an item that was filled. Raises BadInput if it has gone since."""
         value = self.get(item)
         if value is None:
-            raise BadInput(f"{self.folder / item.folder} vanishes or changes", "use a store that nothing clears")
+            raise BadInput(f"{self.folder}/{item.folder} vanishes or changes", "use a store that nothing clears")
         return value
 
-    @contextmanager
-    def _claimed(self, item: Item, wait: bool) -> Iterator[bool]:
-        """Hold the item's lock, which the system releases when its holder is killed; False if another holds it."""
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{item.key}.lock", timeout=-1 if wait else 0)
+    @cached_property
+    def _place(self) -> "Disk | ObjectStore":
+        return ObjectStore(self.folder) if is_url(self.folder) else Disk(Path(self.folder))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Files in a folder that processes, and machines, can share."""
+
+    root: Path
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    def read(self, folder: str, names: Sequence[str]) -> dict[str, bytes] | None:
+        """Those of the files that can be read, or None where there is no such folder."""
+        if not (self.root / folder).is_dir():
+            return None
+        found = {}
+        for name in names:
+            with suppress(OSError):
+                found[name] = (self.root / folder / name).read_bytes()
+        return found
+
+    def write(self, folder: str, files: dict[str, bytes]) -> None:
+        """Write beside the place and move there in one step."""
+        target = self.root / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A fixed name, for the holder of the item's lock alone: what a killed run left there is cleared here.
+        aside = target.with_name(f".partial-{target.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
+            for name, content in files.items():
+                _write(aside / name, content)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.replace(target)
         finally:
-            lock.release()
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+class ObjectStore:
+    """Objects under a URL. A folder of them cannot appear in one step: who reads one checks that it is whole."""
+
+    def __init__(self, url: Path | str) -> None:
+        import fsspec
+
+        self.url = str(url).rstrip("/")
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            name = self.url.split("://")[0]
+            raise BadInput(
+                f"no object store of kind {name}:// ({error})", "install what it needs: s3fs for s3"
+            ) from error
+
+    @property
+    def locks(self) -> Path:
+        """On this machine: an object store has no locks that the death of their holder releases."""
+        return home() / "locks" / hash_of(self.url)[:16]
+
+    def read(self, folder: str, names: Sequence[str]) -> dict[str, bytes] | None:
+        """Those of the objects that are there, or None where none is."""
+        paths = {f"{self._root}/{folder}/{name}": name for name in names}
+        answers = self._reaching(lambda: self._files.cat(list(paths), on_error="return"))
+        found = {}
+        for path, name in paths.items():
+            answer = answers.get(path, answers.get(path.lstrip("/")))
+            if isinstance(answer, bytes):
+                found[name] = answer
+            elif isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                self._unreachable(answer)
+        return found or None
+
+    def write(self, folder: str, files: dict[str, bytes]) -> None:
+        """Upload; each object appears whole or not at all."""
+        for name, content in files.items():
+            self._reaching(partial(self._files.pipe_file, f"{self._root}/{folder}/{name}", content))
+
+    def _reaching(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except Exception as error:  # noqa: BLE001 - each protocol has errors of its own
+            self._unreachable(error)
+
+    def _unreachable(self, error: Exception) -> NoReturn:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        remedy = "see that it can be reached and written; the same command goes on where this run was"
+        raise BadInput(f"the store {self.url} fails ({reason})", remedy) from error
+
+
+def is_url(place: Path | str) -> bool:
+    return "://" in str(place)
+
+
+@contextmanager
+def _claimed(file: Path, wait: bool) -> Iterator[bool]:
+    """Hold a lock, which the system releases when its holder is killed; False if another holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def hash_of(recipe: Any) -> str:
