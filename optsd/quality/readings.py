@@ -152,11 +152,13 @@ class Readings:
         readings = [
             Reading({"pictures": part.key, "count": part.count, **common, **more}, part.count) for more, part, _ in work
         ]
-        how = {reading.key: (part, read) for reading, (_, part, read) in zip(readings, work, strict=True)}
+        how = {
+            reading.key: (place, *row[1:]) for place, (reading, row) in enumerate(zip(readings, work, strict=True), 1)
+        }
 
         def make(reading: Reading) -> dict[str, np.ndarray]:
-            part, read = how[reading.key]
-            self.say(f"{name}: {readings.index(reading) + 1} of {len(readings)}")
+            place, part, read = how[reading.key]
+            self.say(f"{name}: {place} of {len(readings)}")
             return read(part)
 
         yield from read_all(readings, make, self.store)
