@@ -70,7 +70,7 @@ def share(parts: np.ndarray, wholes: np.ndarray, rows: np.ndarray) -> Figure:
 
 
 def fid(features: Rows, reference: "Rows | Gaussian", rows: np.ndarray) -> Figure:
-    """Fréchet distance of two N×D sets of features (Heusel et al., 2017): torch-fidelity's to 1e-6, without its root.
+    """Fréchet distance of two N×D sets of features (Heusel et al., 2017): torch-fidelity's, but for rounding.
 
     The interval is the delta method's: the distance is replaced by its derivative, which is a mean over images, so that
     a resample costs N additions and takes no root of a matrix. For features x the derivative (Rippl, Munk & Sturm,
