@@ -14,6 +14,8 @@ STANDARD = ("fid", "kid", "is", "clip", "lpips", "ssim", "psnr_db")
 @pytest.mark.timeout(7 * 24 * 3600)  # 1,000 images of 50 steps take hours; a run that was killed goes on where it was
 def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest.Config) -> None:
     """FID, KID, IS, CLIP and LPIPS, PSNR and SSIM, and the pictures that lost most."""
+    from optsd.quality.audits import suspicions
+
     if isinstance(quality, BadInput):
         for name in STANDARD:
             recorder.measure(variant, name, None, note=str(quality))
@@ -24,6 +26,8 @@ def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest
         pytest.skip(str(error))
     free_memory()
     record(pytestconfig, recorder, quality, variant, images)
+    wrong = suspicions(quality.judge.readings, images, quality.judge.baseline, len(quality.setting.prompts))
+    assert not wrong, "; ".join(wrong)
     ssim = recorder.results().get(variant, "ssim")
     assert ssim is not None
     assert ssim.value is not None

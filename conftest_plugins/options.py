@@ -150,7 +150,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """When benches are about to run: find the model and the device, so that a wrong one is said before it is loaded."""
-    needs_model = any("variant" in getattr(item, "fixturenames", ()) for item in session.items)
+    needs_model = any({"variant", "workload"} & {*getattr(item, "fixturenames", ())} for item in session.items)
     if session.config.option.collectonly or not needs_model:
         return
     resolve(session.config)

@@ -11,18 +11,18 @@ from conftest_plugins.options import DEVICE, MODEL, OUTPUT, chosen_preset
 from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
 from optsd import models
+from optsd.data import sets
 from optsd.errors import BadInput
 from optsd.files import check_writable, home, write_atomically
 from optsd.records import Results, Workload
 from optsd.workloads import at_least
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from optsd.quality.pictures import Pictures
     from optsd.quality.session import Session
 
 QUALITY_ALONE_IMAGES = 128
-FEWEST_IMAGES, MOST_IMAGES = 2, 1000  # no spread of one image; as many as there are standard prompts
+FEWEST_IMAGES = 2  # one image has no spread
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,10 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seeds", type=int, default=1, help="images of each prompt, a seed each (default: %(default)s)")
     group.addoption("--worst", type=int, default=4, help="pictures that lost most, to be marked (default: %(default)s)")
     group.addoption(
+        "--prompts",
+        default="standard",
+        metavar="SET",
+        help=f"whose first --images prompts are drawn: {', '.join(sets.SETS)} (default: %(default)s); not for shapes",
+    )
+    group.addoption(
         "--coco",
         type=Path,
         metavar="FOLDER",
-        help="holds annotations/captions_val2017.json and val2017/*.jpg (default: $OPTSD_HOME/coco)",
+        help="holds annotations/captions_val2017.json, val2017/*.jpg and what --prompts needs "
+        "(default: $OPTSD_HOME/coco)",
     )
     group.addoption(
         "--metric-weights",
@@ -43,17 +50,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--image-store",
-        type=Path,
-        metavar="FOLDER",
-        help="images are taken from here when everything that made them is the same (default: $OPTSD_HOME/images)",
+        metavar="FOLDER|URL",
+        help="images are taken from here when everything that made them is the same; a folder, or the URL of one that "
+        "fsspec knows, such as s3://bucket/folder (default: $OPTSD_HOME/images)",
     )
 
 
 @pytest.hookimpl(trylast=True)  # after the preset and the number of images were checked
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        if not FEWEST_IMAGES <= image_count(config) <= MOST_IMAGES:
-            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {MOST_IMAGES}")
+        own = sets.find(config.getoption("--prompts"))
+        if own.name != "standard" and config.getoption("--model") == "shapes":
+            raise BadInput(f"shapes cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
+        if not FEWEST_IMAGES <= image_count(config) <= own.count:
+            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {own.count}")
         at_least("--seeds", config.getoption("--seeds"), 1)
         at_least("--worst", config.getoption("--worst"), 0)
         for option in ("--coco", "--metric-weights"):
@@ -69,15 +79,19 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or not any(item.get_closest_marker("quality") for item in session.items):
         return
+    from optsd.quality.store import is_url
+
     try:
-        check_writable(config.getoption("--image-store") or home() / "images", "--image-store")
+        folder = config.getoption("--image-store") or home() / "images"
+        if not is_url(folder):
+            check_writable(Path(folder), "--image-store")
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def image_count(config: pytest.Config) -> int:
     """`--images`, or the preset's; a run of quality alone has time for more than a quick run of everything."""
-    if config.getoption("--images") is None and config.getoption("-m") == "quality":
+    if config.getoption("--images") is None and config.getoption("-m") in ("quality", "audit"):
         return max(chosen_preset(config).images, QUALITY_ALONE_IMAGES)
     return chosen_preset(config).images
 
@@ -97,13 +111,20 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
     from optsd.quality.store import Store
 
     option = pytestconfig.getoption
+    store = Store(option("--image-store") or home() / "images")
     try:
-        chosen = setting(workload, image_count(pytestconfig), option("--coco"), option("--metric-weights"))
+        chosen = setting(
+            workload,
+            image_count(pytestconfig),
+            option("--coco"),
+            option("--metric-weights"),
+            store,
+            option("--prompts"),
+        )
     except BadInput as error:
         return error
     # Of the model as it is before any variant is applied.
     weights = fingerprint(models.load(pytestconfig.stash[MODEL], "cpu", workload.dtype, text_to_image=True))
-    store = Store(option("--image-store") or home() / "images")
     baseline = builder(pytestconfig, workload, "baseline")
     return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
 
@@ -120,7 +141,7 @@ def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable
     return build
 
 
-def record(config: pytest.Config, recorder: Recorder, quality: "Session", variant: str, images: "np.ndarray") -> None:
+def record(config: pytest.Config, recorder: Recorder, quality: "Session", variant: str, images: "Pictures") -> None:
     """Add a variant's figures and pictures to the results, and write its pictures; `worst` ranks those that lost most.
 
     A row's `index` counts through all prompts of the first seed, then of the next: as the figures' samples do.

@@ -10,7 +10,7 @@ from typing import Any
 from optsd.errors import BadInput, NotFound
 
 MAX_FILE_BYTES = 200 * 2**20  # COCO's largest caption file, of the training set, has 92 MB
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _REMEDY = "take captions_val2017.json from COCO's annotations_trainval2017.zip (optsd coco fetch captions)"
 
 
@@ -64,7 +64,7 @@ def check(data: Any, source: str) -> Captions:
     files: dict[int, str] = {}
     for place, row in _rows(data, "images", source):
         number, name = _field(row, "id", int, place), _field(row, "file_name", str, place)
-        if not _PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name):
             raise BadInput(f"{place}: {name[:80]!r} is no plain file name", _REMEDY)
         if number in files:
             raise BadInput(f"{place}: image id {number} is there twice", _REMEDY)

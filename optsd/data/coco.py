@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from optsd.data import captions, downloads, prompts
+from optsd.data import captions, downloads, prompts, sets
 from optsd.errors import BadInput, NotFound
 
 _EXAMPLES = """\
@@ -18,6 +18,7 @@ examples:
                                       the networks of fid, kid and is, of lpips, of clip
   optsd coco verify                   is everything there, whole and genuine?
   optsd coco prompts --count 3        print prompts
+  optsd coco prompts --prompts parti  those of another set
   optsd coco prompts --model shapes   those of the shipped model
   optsd coco verify --captions FILE   check a caption file that lies elsewhere
 
@@ -35,11 +36,14 @@ def main(arguments: list[str]) -> int:
     fetch.add_argument("names", nargs="*", default=["captions"], help=f"{', '.join(downloads.DOWNLOADS)}, or all")
     verify = commands.add_parser("verify", help="check the caption file, the prompts made from it, and all downloads")
     show = commands.add_parser("prompts", help="print the standard prompts, one a line")
-    show.add_argument("--count", type=int, default=prompts.COUNT, metavar="N", help="the first N (default: all)")
+    show.add_argument("--count", type=int, default=prompts.COUNT, metavar="N", help="the first N (default: 1,000)")
+    show.add_argument(
+        "--prompts", default="standard", metavar="SET", help=f"{', '.join(sets.SETS)} (default: %(default)s)"
+    )
     show.add_argument("--model", choices=("coco", "shapes"), default="coco", help="whose prompts (default: coco)")
     for command in (verify, show):
         command.add_argument(
-            "--captions", type=Path, metavar="FILE", help="captions_val2017.json, if it lies elsewhere"
+            "--captions", type=Path, metavar="FILE", help="the set's file (captions_val2017.json), if it lies elsewhere"
         )
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
@@ -49,8 +53,12 @@ def main(arguments: list[str]) -> int:
     if options.command == "verify":
         return _verify(file, console)
     if options.count < 1:
-        raise BadInput(f"--count {options.count} asks for no prompt", "give a number from 1 to 1000")
-    chosen = prompts.shapes()[0] if options.model == "shapes" else prompts.coco(file)
+        raise BadInput(f"--count {options.count} asks for no prompt", "give 1 or more")
+    own = sets.find(options.prompts)
+    if options.model == "shapes":
+        chosen = list(prompts.shapes()[0])
+    else:
+        chosen = own.read(options.captions) if options.captions else own.prompts(downloads.coco_folder())
     for prompt in chosen[: options.count]:
         console.print(prompt.text, markup=False)
     return 0

@@ -22,7 +22,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from optsd.data.downloads import find_weights
+from optsd.data import downloads
 from optsd.errors import BadInput, NotFound
 from optsd.models.shapes import WEIGHTS, networks, scenes
 
@@ -33,6 +33,9 @@ class Networks(Protocol):
     """What the metrics need of a family of networks. `suffix` ends the names of the metrics it gives."""
 
     suffix: str
+
+    def made_by(self, reading: str) -> list[str]:
+        """What decides `features`, `agreement` or `distances` beside the pictures: the hashes of the weights."""
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N×D features for FID and KID, N×C class logits for the Inception Score."""
@@ -82,6 +85,11 @@ class ShapesNetworks:
 
     def __init__(self, folder: Path = WEIGHTS) -> None:
         self.folder = folder
+
+    def made_by(self, reading: str) -> list[str]:
+        file = self.folder / ("clip.safetensors" if reading == "agreement" else "classifier.safetensors")
+        _require(file)
+        return ["shapes", downloads.sha256_of(file)]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = _extract(self._extractor, _resized(images, scenes.IMAGE_SIZE))
@@ -146,6 +154,10 @@ class StandardNetworks:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
+    def made_by(self, reading: str) -> list[str]:
+        name = {"features": "inception", "agreement": "clip", "distances": "alexnet"}[reading]
+        return [name, downloads.sha256_of(downloads.find_weights(name, self.folder))]
+
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = _extract(self._inception, images)
         return found["2048"], found["logits_unbiased"]
@@ -174,7 +186,7 @@ class StandardNetworks:
     @cached_property
     def _inception(self) -> FeatureExtractorInceptionV3:
         # torch-fidelity would unpickle the file without restriction. It gets tensors only, read by torch's safe loader.
-        tensors, stream = _read_tensors(find_weights("inception", self.folder)), io.BytesIO()
+        tensors, stream = _read_tensors(downloads.find_weights("inception", self.folder)), io.BytesIO()
         torch.save(tensors, stream)
         stream.seek(0)
         return create_feature_extractor(
@@ -187,7 +199,7 @@ class StandardNetworks:
 
     @cached_property
     def _lpips(self) -> nn.Module:
-        tensors = _read_tensors(find_weights("alexnet", self.folder))
+        tensors = _read_tensors(downloads.find_weights("alexnet", self.folder))
         with warnings.catch_warnings():  # lpips calls torchvision in a way that will be gone one day
             warnings.simplefilter("ignore", UserWarning)
             network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -206,7 +218,7 @@ class StandardNetworks:
     def _clip(self) -> tuple[Any, Callable]:
         import open_clip
 
-        file = find_weights("clip", self.folder)
+        file = downloads.find_weights("clip", self.folder)
         model, prepare = open_clip.create_model_from_pretrained(CLIP_NAME, pretrained=str(file))
         return model.requires_grad_(False).eval(), prepare
 
@@ -221,6 +233,9 @@ class NoNetworks:
 
     def __init__(self, reason: BadInput) -> None:
         self.reason = reason
+
+    def made_by(self, reading: str) -> list[str]:
+        raise self.reason
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise self.reason
@@ -276,14 +291,18 @@ def _load(network: nn.Module, file: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise NotFound(f"{file} is missing", "make it with: python -m optsd.models.shapes.train --export")
+    _require(file)
     try:
         tensors = load_file(file)
         network.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in tensors.items()})
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BadInput(f"{file} does not fit ({str(error).splitlines()[0]})", "make it again, or restore it") from error
     return network.requires_grad_(False).eval()
+
+
+def _require(file: Path) -> None:
+    if not file.is_file():
+        raise NotFound(f"{file} is missing", "make it with: python -m optsd.models.shapes.train --export")
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import optsd
 from optsd.errors import BadInput
 from optsd.measure.pictures import check_pictures
 from optsd.measure.seeds import fix_seeds, generators
+from optsd.quality.pictures import Part, Pictures
 from optsd.quality.store import Batch, Store
 from optsd.records import Workload
 from optsd.variants import against_eager
@@ -48,12 +49,12 @@ def generate(
     build: Callable[[], Any],
     seeds: int = 1,
     say: Callable[[str], None] = lambda text: None,
-) -> np.ndarray:
+) -> Pictures:
     """The variant's images for all prompts, for each of `seeds` seeds from `workload.seed` on.
 
     `weights` is the model's `fingerprint`; `build` gives the patched pipeline and is called only if an image is
-    missing; `say` is told what is being done. Returns (seeds × prompts)×H×W×3, uint8. Several processes may do this
-    at once, and share the work.
+    missing; `say` is told what is being done. Returns seeds × prompts pictures, all of them stored. Several processes
+    may do this at once, and share the work.
     """
     if not prompts or seeds < 1:
         raise BadInput("there is nothing to draw", "give at least one prompt and one seed")
@@ -73,9 +74,16 @@ def generate(
         say(f"{variant}: drawing batch {batches.index(batch) + 1} of {len(batches)}")
         return draw(pipe, batch)
 
-    whole = np.concatenate(list(store.ensure(batches, make)))
-    padded = len(whole) // seeds
-    return np.concatenate([whole[start : start + len(prompts)] for start in range(0, len(whole), padded)])
+    store.fill(batches, make)
+    size, parts = workload.batch_size, []
+    for batch in batches:
+        count = min(size, len(prompts) - batch.recipe["first"])  # the last batch is filled up
+        parts.append(Part(batch.key, count, partial(_stored, store, batch, count)))
+    return Pictures(tuple(parts), (workload.height, workload.width))
+
+
+def _stored(store: Store, batch: Batch, count: int) -> np.ndarray:
+    return store.take(batch)[:count]
 
 
 def plan(variant: str, workload: Workload, prompts: Sequence[str], weights: str) -> list[Batch]:

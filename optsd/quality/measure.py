@@ -11,30 +11,38 @@ from optsd.errors import BadInput
 from optsd.metrics import metric
 from optsd.quality import metrics
 from optsd.quality.features import Networks
-from optsd.quality.metrics import Figure
+from optsd.quality.metrics import Figure, Gaussian, Rows
 from optsd.quality.objects import count_objects
+from optsd.quality.pictures import Pictures
+from optsd.quality.pixels import MAX_PSNR_DB
+from optsd.quality.readings import Readings
 from optsd.quality.reference import Reference
+from optsd.quality.store import Store
 from optsd.records import Measurement
 
 _LEAST = {"fid": 0.0, "is": 1.0, "clip": -1.0, "lpips": 0.0, "ssim": -1.0, "psnr_db": 0.0, "objects_right": 0.0}
-_MOST = {"clip": 1.0, "ssim": 1.0, "psnr_db": metrics.MAX_PSNR_DB, "objects_right": 1.0}
+_MOST = {"clip": 1.0, "ssim": 1.0, "psnr_db": MAX_PSNR_DB, "objects_right": 1.0}
 
 
 @dataclass(frozen=True)
 class Judge:
     """Measures sets of images of the same prompts against the baseline's images and against real pictures.
 
-    `baseline`: (seeds × prompts)×H×W×3, uint8, seed by seed. `reference` may be the error that says why there are no
-    real pictures. `counts_objects`: whether the prompts follow the shipped model's grammar.
+    `baseline`: seeds × prompts pictures, seed by seed; an array of them, N×H×W×3 and uint8, will do, here and below.
+    `reference` may be the error that says why there are no real pictures. `counts_objects`: whether the prompts follow
+    the shipped model's grammar. What the networks read is kept in `store`, if there is one.
     """
 
-    baseline: np.ndarray
+    baseline: Pictures | np.ndarray
     prompts: Sequence[str]
     reference: Reference | BadInput
     networks: Networks
     counts_objects: bool = False
+    store: Store | None = None
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "baseline", Pictures.of(self.baseline))
         if not self.prompts or len(self.baseline) % len(self.prompts):
             raise BadInput(
                 f"{len(self.baseline)} images of {len(self.prompts)} prompts", "give each prompt's image for each seed"
@@ -44,34 +52,49 @@ class Judge:
     def seeds(self) -> int:
         return len(self.baseline) // len(self.prompts)
 
-    def measure(self, variant: str, images: np.ndarray) -> list[Measurement]:
+    def measure(self, variant: str, images: Pictures | np.ndarray) -> list[Measurement]:
         """Every quality metric of a variant's images, and how much of the baseline's each one keeps.
 
         A metric whose weights or reference are missing has no value, and its note says what to do.
         """
-        if images.shape != self.baseline.shape:
-            raise BadInput(
-                f"{variant} has images of shape {images.shape}, the baseline of {self.baseline.shape}",
-                "draw the same prompts at the same size",
-            )
-        same = images is self.baseline or np.array_equal(images, self.baseline)
-        absolute = dict(self._of_baseline) if same else self._absolute(images)
+        pictures = self._fitting(variant, images)
+        pixels = self.readings.pixels(pictures, self._baseline)
+        absolute = dict(self._of_baseline) if pixels["equal"].all() else self._absolute(pictures)
         found = [self._record(variant, name, figure) for name, figure in absolute.items()]
         found += [self._retention(variant, name, figure) for name, figure in absolute.items()]
-        found += [self._record(variant, name, figure) for name, figure in self._paired(images).items()]
+        found += [self._record(variant, name, figure) for name, figure in self._paired(pictures, pixels).items()]
         return found
 
-    def worst(self, images: np.ndarray, count: int) -> list[tuple[int, float]]:
+    def worst(self, images: Pictures | np.ndarray, count: int) -> list[tuple[int, float]]:
         """The images that lost most against the baseline's: row and loss, the greatest loss first.
 
         The loss is the perceptual distance, or 1 - SSIM where its network is missing. Equal images are left out.
         """
+        pictures = Pictures.of(images)
         try:
-            losses = self.networks.distances(images, self.baseline)
+            losses = self.readings.distances(pictures, self._baseline)
         except BadInput:
-            losses = 1 - metrics.ssim(images, self.baseline)
+            losses = 1 - self.readings.pixels(pictures, self._baseline)["ssim"]
         order = np.argsort(-losses, kind="stable")[:count]
         return [(int(row), float(losses[row])) for row in order if losses[row] > 0]
+
+    def _fitting(self, variant: str, images: Pictures | np.ndarray) -> Pictures:
+        pictures, baseline = Pictures.of(images), self._baseline
+        if (len(pictures), *pictures.size) != (len(baseline), *baseline.size):
+            raise BadInput(
+                f"{variant} has {len(pictures)} images of {pictures.size}, the baseline {len(baseline)} of "
+                f"{baseline.size} (height, width)",
+                "draw the same prompts at the same size",
+            )
+        return pictures
+
+    @property
+    def _baseline(self) -> Pictures:
+        return Pictures.of(self.baseline)
+
+    @cached_property
+    def readings(self) -> Readings:
+        return Readings(self.networks, self.store, self.say)
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -79,45 +102,45 @@ class Judge:
 
     @cached_property
     def _of_baseline(self) -> dict[str, Figure | BadInput]:
-        return self._absolute(self.baseline)
+        return self._absolute(self._baseline)
 
     @cached_property
-    def _reference_features(self) -> tuple[np.ndarray, np.ndarray]:
+    def _real(self) -> tuple[Rows, Gaussian]:
         if isinstance(self.reference, BadInput):
             raise self.reference
-        return self.networks.features(self.reference.images)
+        features = self.readings.features(Pictures.of(self.reference.pictures))[0]
+        return features, Gaussian.of(features)
 
-    def _absolute(self, images: np.ndarray) -> dict[str, Figure | BadInput]:
+    def _absolute(self, pictures: Pictures) -> dict[str, Figure | BadInput]:
         """The metrics of one set of images: FID, KID, IS, CLIP, and the objects that are right."""
         suffix, rows = self.networks.suffix, self._rows
-        features = _try(lambda: self.networks.features(images))
+        features = _try(lambda: self.readings.features(pictures))
 
-        def known(index: int) -> np.ndarray:
+        def known(index: int) -> Rows:
             if isinstance(features, BadInput):
                 raise features
             return features[index]
 
         found = {
-            f"fid{suffix}": _try(lambda: metrics.fid(known(0), self._reference_features[0], rows)),
-            f"kid{suffix}": _try(lambda: metrics.kid(known(0), self._reference_features[0], rows)),
+            f"fid{suffix}": _try(lambda: metrics.fid(known(0), self._real[1], rows)),
+            f"kid{suffix}": _try(lambda: metrics.kid(known(0), self._real[0], rows)),
             f"is{suffix}": _try(lambda: metrics.inception_score(known(1), rows)),
-            f"clip{suffix}": _try(lambda: metrics.mean(self.networks.agreement(images, self._texts), rows)),
+            f"clip{suffix}": _try(lambda: metrics.mean(self.readings.agreement(pictures, self._texts), rows)),
         }
         if self.counts_objects:
-            found["objects_right"] = _try(lambda: metrics.share(*count_objects(self._texts, known(1)), rows))
+            found["objects_right"] = _try(lambda: metrics.share(*count_objects(self._texts, known(1)[:]), rows))
         return found
 
-    def _paired(self, images: np.ndarray) -> dict[str, Figure | BadInput]:
+    def _paired(self, pictures: Pictures, pixels: dict[str, np.ndarray]) -> dict[str, Figure | BadInput]:
         """The metrics of pairs: each image beside the baseline's of the same prompt and seed."""
         rows = self._rows
-        equal = int((images == self.baseline).all((1, 2, 3)).sum())
-        note = f"{equal} of {len(images)} images equal the baseline's"
+        note = f"{pixels['equal'].sum()} of {len(pictures)} images equal the baseline's"
         return {
             f"lpips{self.networks.suffix}": _try(
-                lambda: metrics.mean(self.networks.distances(images, self.baseline), rows, note)
+                lambda: metrics.mean(self.readings.distances(pictures, self._baseline), rows, note)
             ),
-            "ssim": metrics.mean(metrics.ssim(images, self.baseline), rows, note),
-            "psnr_db": metrics.mean(metrics.psnr_db(images, self.baseline), rows, f"{note}, which count as 100 dB"),
+            "ssim": metrics.mean(pixels["ssim"], rows, note),
+            "psnr_db": metrics.mean(pixels["psnr_db"], rows, f"{note}, which count as 100 dB"),
         }
 
     @property

@@ -1,22 +1,36 @@
-"""Figures from features and pixels, each with its bootstrap: no network, no file, no variant in here.
+"""Figures from what networks read in pictures, each with its bootstrap: no network, no file, no variant in here.
+
+Features are taken in blocks, from memory or from disk (`Rows`): what a figure needs of memory grows with their width,
+and with their number only by the resamples' weights. A bootstrap weighs pictures and never resamples a matrix.
 
 Every metric is given the same `rows`: resamples of the prompts. Two sets of images of the same prompts can therefore be
 compared resample by resample, which leaves the prompts' own spread out of the comparison.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from scipy import linalg, ndimage, stats
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from scipy import linalg, sparse, special, stats
+from torch_fidelity.defaults import DEFAULTS
+from torch_fidelity.metric_kid import mmd2
 
 RESAMPLES = 200
-MAX_PSNR_DB = 100.0  # what identical images count as; a single value that differs by 1 in 512×512×3 gives 107
+BLOCK = 2048  # rows of features in memory at a time
 _KID_SUBSETS = 100
+
+
+class Rows(Protocol):
+    """N×D numbers: an array, or what gives the rows that are asked for (a slice, or an array of indices) as one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -55,111 +69,123 @@ def share(parts: np.ndarray, wholes: np.ndarray, rows: np.ndarray) -> Figure:
     return Figure(float(parts.sum() / wholes.sum()), replicates, tuple(float(x) for x in parts / wholes))
 
 
-def fid(features: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> Figure:
-    """Fréchet distance of two N×D sets of features (Heusel et al., 2017), by torch-fidelity."""
-    ours, theirs = (fid_features_to_statistics(torch.from_numpy(x.astype(np.float64))) for x in (features, reference))
-    value = fid_statistics_to_metric(ours, theirs, verbose=False)[KEY_METRIC_FID]
-    distance = FrechetDistance(reference)
-    note = f"n={len(features)}, reference n={len(reference)}"
-    if len(features) <= features.shape[1]:
+def fid(features: Rows, reference: "Rows | Gaussian", rows: np.ndarray) -> Figure:
+    """Fréchet distance of two N×D sets of features (Heusel et al., 2017): torch-fidelity's, but for rounding.
+
+    The interval is the delta method's: the distance is replaced by its derivative, which is a mean over images, so that
+    a resample costs N additions and takes no root of a matrix. For features x the derivative (Rippl, Munk & Sturm,
+    2016) is 2 (x - μ₁)ᵀ(μ₁ - μ₂) + (x - μ₁)ᵀ(1 - T)(x - μ₁), with T the optimal map from this set to the reference.
+    """
+    theirs = reference if isinstance(reference, Gaussian) else Gaussian.of(reference)
+    ours = Gaussian.of(features)
+    value, root = ours.distance(theirs)
+    shift, slopes = ours.mean - theirs.mean, []
+    for block in _blocks(features):
+        centred = block - ours.mean
+        squares = (centred**2).sum(1) - ((centred @ root) ** 2).sum(1)
+        slopes.append(2 * centred @ shift + squares * ours.count / (ours.count - 1))
+    note = f"n={ours.count}, reference n={theirs.count}"
+    if ours.count <= features.shape[1]:
         note += f"; rank-deficient: fewer images than the {features.shape[1]} features"
-    return Figure(value, _centred(np.array([distance(features[row]) for row in rows]), value), note=note)
+    return Figure(value, _centred(np.concatenate(slopes)[rows].mean(1), value), note=note)
 
 
-class FrechetDistance:
-    """Fréchet distances to one reference, fast enough for a bootstrap.
+@dataclass(frozen=True)
+class Gaussian:
+    """The mean (D) and a factor (K×D, K ≤ D) of the covariance of N×D features: Σ = factorᵀ factor.
 
-    With centred features A and B, tr √(Σ_A Σ_B) is the sum of the singular values of A Bᵀ / √((n-1)(m-1)): no square
-    root of a matrix is taken. B is first reduced to a triangular factor of at most D rows.
+    The factor is triangular where N > D, and made block by block: of the blocks seen so far only their triangle is kept
+    (TSQR; Demmel et al., 2012). Unlike a sum of squares it loses no digit to the root that is taken of Σ later.
     """
 
-    def __init__(self, reference: np.ndarray) -> None:
-        reference = reference.astype(np.float64)
-        self.mean = reference.mean(0)
-        scaled = (reference - self.mean) / math.sqrt(len(reference) - 1)
-        self.factor: np.ndarray = linalg.qr(scaled, mode="r")[0] if len(scaled) > scaled.shape[1] else scaled
+    count: int
+    mean: np.ndarray
+    factor: np.ndarray
 
-    def __call__(self, features: np.ndarray) -> float:
-        features = features.astype(np.float64)
-        mean = features.mean(0)
-        scaled = (features - mean) / math.sqrt(len(features) - 1)
-        overlap = linalg.svdvals(scaled @ self.factor.T).sum()
-        shift = ((mean - self.mean) ** 2).sum()
-        return float(shift + (scaled**2).sum() + (self.factor**2).sum() - 2 * overlap)
+    @classmethod
+    def of(cls, features: Rows) -> "Gaussian":
+        count, width = features.shape
+        mean = sum(block.sum(0) for block in _blocks(features)) / count
+        factor = np.empty((0, width))
+        for block in _blocks(features):
+            factor = np.concatenate([factor, block - mean])
+            if len(factor) > width:
+                factor = linalg.qr(factor, mode="r", overwrite_a=True, check_finite=False)[0][:width]
+        return cls(count, mean, factor / math.sqrt(count - 1))
+
+    def distance(self, other: "Gaussian") -> tuple[float, np.ndarray]:
+        """The Fréchet distance (Dowson & Landau, 1982), and a D×K root of the optimal map: T = root rootᵀ.
+
+        tr √(Σ₁ Σ₂) is the sum of the singular values of factor₁ factor₂ᵀ. T is taken on the span of the features alone,
+        so that fewer images than features do no harm.
+        """
+        product = self.factor @ other.factor.T
+        _, values, right = linalg.svd(product, full_matrices=False, check_finite=False)
+        shift = ((self.mean - other.mean) ** 2).sum()
+        spread = (self.factor**2).sum() + (other.factor**2).sum()
+        some = values > values.max(initial=0) * len(values) * np.finfo(float).eps
+        root = (other.factor.T @ right[some].T) / np.sqrt(values[some])
+        return float(shift + spread - 2 * values.sum()), root
 
 
-def kid(features: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> Figure:
-    """Kernel distance (Bińkowski et al., 2018): mean over subsets of half the sample, at most 1,000; by torch-fidelity.
+def kid(features: Rows, reference: Rows, rows: np.ndarray) -> Figure:
+    """Kernel distance (Bińkowski et al., 2018): mean over subsets of half the sample, at most 1,000; torch-fidelity's.
 
-    Unbiased, so that it may be a little below zero.
+    Unbiased, so that it may be a little below zero. Its resamples are of all pairs, block by block.
     """
-    size = _subset_size(len(features), len(reference))
-    value = kid_features_to_metric(
-        torch.from_numpy(features.astype(np.float64)),
-        torch.from_numpy(reference.astype(np.float64)),
-        kid_subsets=_KID_SUBSETS,
-        kid_subset_size=size,
-        verbose=False,
-    )[KEY_METRIC_KID_MEAN]
-    weights = np.stack([np.bincount(row, minlength=len(features)) for row in rows]).astype(np.float64)
-    within, across = _kernel(features, features), _kernel(features, reference).mean(1)
-    # Pairs of an image with itself, which a resample has, are left out of the sum and of the count.
-    diagonal = weights**2
-    pairs = ((weights @ within) * weights).sum(1) - diagonal @ np.diagonal(within)
-    count = weights.sum(1) ** 2 - diagonal.sum(1)
-    some = count > 0  # a resample of few images can be one image over and over: it has no pairs
-    replicates = pairs[some] / count[some] - 2 * (weights[some] @ across) / weights[some].sum(1)
-    note = f"n={len(features)}, reference n={len(reference)}, {_KID_SUBSETS} subsets of {size}"
+    count, others, size = len(features), len(reference), _subset_size(len(features), len(reference))
+    drawn = np.random.RandomState(DEFAULTS["rng_seed"])  # as kid_features_to_metric draws them
+    subsets = []
+    for _ in range(_KID_SUBSETS):
+        ours, theirs = (drawn.choice(number, size, replace=False) for number in (count, others))
+        subsets.append(_mmd(features[ours].astype(np.float64), reference[theirs].astype(np.float64)))
+    value = float(np.mean(subsets))
+
+    weights = _weights(rows, count)
+    pairs, across = np.zeros(len(rows)), np.zeros(len(rows))
+    for start, block in _starts(features):
+        left = weights[:, start : start + len(block)]
+        for other_start, other in _starts(features, start):
+            right = weights[:, other_start : other_start + len(other)]
+            found = ((left @ _kernel(block, other)) * right).sum(1)
+            pairs += found if other_start == start else 2 * found
+        # Pairs of an image with itself, which a resample has, are left out of the sum and of the count.
+        pairs -= left**2 @ ((block**2).sum(1) / block.shape[1] + 1) ** 3
+        across += left @ sum(_kernel(block, other).sum(1) for other in _blocks(reference))
+    possible = count**2 - (weights**2).sum(1)
+    some = possible > 0  # a resample of few images can be one image over and over: it has no pairs
+    replicates = pairs[some] / possible[some] - 2 * across[some] / (count * others)
+    note = f"n={count}, reference n={others}, {_KID_SUBSETS} subsets of {size}"
     return Figure(value, _centred(replicates, value), note=note)
 
 
-def inception_score(logits: np.ndarray, rows: np.ndarray) -> Figure:
-    """exp of the mean KL divergence from each image's classes to all images' (Salimans et al., 2016); torch-fidelity.
+def inception_score(logits: Rows, rows: np.ndarray) -> Figure:
+    """exp of the mean KL divergence from each image's classes to all images' (Salimans et al., 2016); torch-fidelity's.
 
     A split for each 100 images, at least one and at most the usual ten: smaller splits score lower.
     """
-    splits = max(1, min(10, len(logits) // 100))
+    count, classes = logits.shape
+    splits = max(1, min(10, count // 100))
+    place = np.random.RandomState(DEFAULTS["rng_seed"]).permutation(count)  # as isc_features_to_metric shuffles
+    samples = np.concatenate([np.arange(count)[None], rows])[:, place]
+    bounds = np.arange(splits + 1) * count // splits
+    sizes = np.diff(bounds)
+    # One line for each split of each sample, a column for each image: how often it is in there.
+    line = np.arange(len(samples))[:, None] * splits + np.repeat(np.arange(splits), sizes)
+    ones = np.ones(samples.size, np.float32)
+    inside = sparse.csc_array((ones, (line.ravel(), samples.ravel())), shape=(len(samples) * splits, count))
 
-    def score(chosen: np.ndarray) -> float:
-        return isc_features_to_metric(torch.from_numpy(chosen), splits)[KEY_METRIC_ISC_MEAN]
-
-    value = score(logits)
-    note = f"n={len(logits)}, {splits} split{'s' if splits > 1 else ''}"
-    return Figure(value, _centred(np.array([score(logits[row]) for row in rows]), value), note=note)
-
-
-def psnr_db(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair of N×H×W×3 uint8 images, in dB, at most MAX_PSNR_DB."""
-    pairs = zip(images, others, strict=True)
-    errors = np.array([((left.astype(np.float64) - right) ** 2).mean() for left, right in pairs])
-    with np.errstate(divide="ignore"):
-        return np.minimum(10 * np.log10(255**2 / errors), MAX_PSNR_DB)
-
-
-def ssim(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Structural similarity of each pair of N×H×W×3 uint8 images: 1 for equal ones.
-
-    Wang et al. (2004): Gaussian window of σ 1.5 and 11×11, K1 0.01, K2 0.03; the mean over the colour channels and the
-    pixels whose window lies inside the image.
-    """
-
-    def smooth(values: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(values, 1.5, truncate=3.5, axes=(0, 1))
-
-    margin = 5
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    scores = []
-    for left, right in zip(images, others, strict=True):
-        left, right = left.astype(np.float64), right.astype(np.float64)
-        mean_l, mean_r = smooth(left), smooth(right)
-        var_l, var_r = smooth(left**2) - mean_l**2, smooth(right**2) - mean_r**2
-        covariance = smooth(left * right) - mean_l * mean_r
-        score = ((2 * mean_l * mean_r + c1) * (2 * covariance + c2)) / (
-            (mean_l**2 + mean_r**2 + c1) * (var_l + var_r + c2)
-        )
-        inside = score[margin:-margin, margin:-margin] if min(score.shape[:2]) > 2 * margin else score
-        scores.append(inside.mean())
-    return np.array(scores)
+    shares, entropies = np.zeros((len(samples) * splits, classes)), np.zeros(len(samples) * splits)
+    for start, block in _starts(logits):
+        likelihood = special.softmax(block, axis=1)
+        part = inside[:, start : start + len(block)]
+        shares += part @ likelihood
+        entropies += part @ (likelihood * special.log_softmax(block, axis=1)).sum(1)
+    sizes = np.tile(sizes, len(samples))
+    shares /= sizes[:, None]
+    scores = np.exp(entropies / sizes - special.xlogy(shares, shares).sum(1)).reshape(-1, splits).mean(1)
+    note = f"n={count}, {splits} split{'s' if splits > 1 else ''}"
+    return Figure(float(scores[0]), _centred(scores[1:], float(scores[0])), note=note)
 
 
 def paired_p_value(samples: np.ndarray, baseline: np.ndarray, seeds: int) -> float:
@@ -177,8 +203,31 @@ def _subset_size(count: int, others: int) -> int:
     return max(2, min(1000, count // 2, others))
 
 
+def _weights(rows: np.ndarray, count: int) -> np.ndarray:
+    """How often each image is in each resample: resamples×images."""
+    return np.stack([np.bincount(row, minlength=count) for row in rows]).astype(np.float64)
+
+
+def _starts(features: Rows, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows in float64, BLOCK at a time, each block with the number of its first row."""
+    for start in range(first, len(features), BLOCK):
+        yield start, features[start : start + BLOCK].astype(np.float64)
+
+
+def _blocks(features: Rows) -> Iterator[np.ndarray]:
+    return (block for _, block in _starts(features))
+
+
 def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left.astype(np.float64) @ right.astype(np.float64).T / left.shape[1] + 1) ** 3
+    """Bińkowski et al.'s cubic one."""
+    found = left @ right.T
+    found /= left.shape[1]
+    found += 1
+    return found * found * found  # NumPy's power takes twenty times as long
+
+
+def _mmd(left: np.ndarray, right: np.ndarray) -> float:
+    return mmd2(_kernel(left, left), _kernel(left, right), _kernel(right, right))
 
 
 def _centred(replicates: np.ndarray, value: float) -> np.ndarray:

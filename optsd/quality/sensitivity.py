@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
     workloads.at_least("--steps", given.steps, 1)
 
     from optsd.measure.seeds import fix_seeds
-    from optsd.quality.metrics import psnr_db
     from optsd.quality.objects import objects_right
+    from optsd.quality.pixels import psnr_db
 
     fix_seeds()
     chosen = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))

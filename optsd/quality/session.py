@@ -6,15 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from optsd.data import downloads, prompts
+from optsd.data import downloads, prompts, sets
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
 from optsd.quality import reference
 from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
 from optsd.quality.generate import generate
 from optsd.quality.measure import Judge
+from optsd.quality.pictures import Pictures
 from optsd.quality.reference import Reference
 from optsd.quality.store import Store
 from optsd.records import Measurement, Workload
@@ -36,27 +35,37 @@ class Setting:
         return [prompt.text for prompt in self.prompts]
 
 
-def setting(workload: Workload, count: int, coco: Path | None = None, weights: Path | None = None) -> Setting:
-    """The first `count` standard prompts and what belongs to them.
+def setting(
+    workload: Workload,
+    count: int,
+    coco: Path | None = None,
+    weights: Path | None = None,
+    store: Store | None = None,
+    chosen_set: str = "standard",
+) -> Setting:
+    """The first `count` prompts of a set (`optsd.data.sets`) and what belongs to them.
 
-    `shapes` has its own; any other model gets COCO's, from the folder `coco` (as COCO's archives unpack), and the
+    `shapes` has its own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack), and the
     standard networks, from `weights` or the caches. Raises NotFound or BadInput where there are no prompts.
     """
-    if not FEWEST_IMAGES <= count <= prompts.COUNT:
-        raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {prompts.COUNT}")
+    own = sets.find(chosen_set)
+    if not FEWEST_IMAGES <= count <= own.count:
+        raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {own.count:,}")
     if workload.model == "shapes":
         made, pictures = prompts.shapes()
         return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
     folder = coco or downloads.coco_folder()
-    chosen = tuple(prompts.coco(folder / downloads.CAPTIONS))
+    chosen = tuple(own.prompts(folder))
     if workload.model == "sd15-random":
         reason = BadInput("random weights: quality means nothing", "measure it with --model sd15")
         return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
     real: Reference | BadInput
     try:
-        # All 1,000 photographs, however few images are drawn: a larger reference makes a steadier FID.
+        if not own.photographs:
+            raise BadInput(f"the prompts of {own.name} have no photographs", "take --prompts coco2017 for fid and kid")
+        # All of the set's photographs, however few images are drawn: a larger reference makes a steadier FID.
         names = [prompt.file_name for prompt in chosen]
-        real = reference.read(folder / downloads.PHOTOGRAPHS, names, workload.width, workload.height)
+        real = reference.read(folder / own.photographs, names, workload.width, workload.height, store)
     except BadInput as error:
         real = error
     return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
@@ -74,8 +83,8 @@ class Session:
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
 
-    def images(self, variant: str, build: Callable[[], Any]) -> np.ndarray:
-        """(seeds × prompts)×H×W×3, uint8. `build` gives the patched pipeline; it is called if images are missing."""
+    def images(self, variant: str, build: Callable[[], Any]) -> Pictures:
+        """Seeds × prompts pictures. `build` gives the patched pipeline; it is called if images are missing."""
         return generate(
             variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds, self.say
         )
@@ -88,5 +97,5 @@ class Session:
     @cached_property
     def judge(self) -> Judge:
         baseline = self.images("baseline", self.build_baseline)
-        setting = self.setting
-        return Judge(baseline, setting.texts, setting.reference, setting.networks, setting.counts_objects)
+        own = self.setting
+        return Judge(baseline, own.texts, own.reference, own.networks, own.counts_objects, self.store, self.say)

@@ -3,26 +3,16 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from optsd.metrics import metric
 from optsd.models.shapes import WEIGHTS
+from optsd.quality.audits import two_bits
 from optsd.quality.generate import fingerprint
 from optsd.quality.session import Session, setting
 from optsd.quality.store import Store
 from optsd.records import Workload
 
 WORKLOAD = Workload("shapes", "cpu", "float32", steps=8, guidance=5.0, height=64, width=64, batch_size=16)
-
-
-def _round_to_two_bits(network: torch.nn.Module) -> None:
-    """Each convolution's and projection's weights, channel by channel, to the nearest of four levels."""
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-                scale = module.weight.abs().flatten(1).amax(1).view(-1, *[1] * (module.weight.ndim - 1)) / 1.5
-                levels = ((module.weight / scale).floor() + 0.5).clamp(-1.5, 1.5)
-                module.weight.copy_(levels * scale)
 
 
 @pytest.mark.slow
@@ -35,7 +25,7 @@ def test_a_unet_of_two_bits_is_clearly_worse_in_every_metric(tmp_path: Path) -> 
         pipe = optsd.load("shapes", "cpu", "float32")
         optsd.apply(pipe, "sdpa")
         if damaged:
-            _round_to_two_bits(pipe.unet)
+            two_bits(pipe.unet)
         return pipe
 
     session = Session(WORKLOAD, setting(WORKLOAD, 32), fingerprint(build(False)), Store(tmp_path), lambda: build(False))

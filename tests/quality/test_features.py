@@ -160,8 +160,9 @@ def test_photographs_go_through_every_metric_that_lacks_no_weights(shared: Path)
         pytest.skip(f"needs {folder} and {shared / 'lpips'}")
     real = reference.read(folder, names, 128, 96)
     assert real.skipped == {}
-    judge = Judge(real.images, names, real, StandardNetworks(shared / "lpips"))
-    steps = [judge.measure("x", _noise(real.images, strength)) for strength in (0, 10, 40)]
+    photographs = np.stack(list(real.pictures))
+    judge = Judge(photographs, names, real, StandardNetworks(shared / "lpips"))
+    steps = [judge.measure("x", _noise(photographs, strength)) for strength in (0, 10, 40)]
     for name, order in (("lpips", 1), ("ssim", -1), ("psnr_db", -1)):
         values = [order * row.value for step in steps for row in step if row.metric == name]
         assert values == sorted(values)

@@ -33,8 +33,9 @@ class FakePipeline:
 
 def _draw(folder: Path, prompts=PROMPTS, seeds: int = 1, workload=WORKLOAD, variant="baseline", weights="w"):
     pipe = FakePipeline()
-    images = generate.generate(variant, workload, prompts, weights, Store(folder), lambda: pipe, seeds)
-    return images, pipe
+    pictures = generate.generate(variant, workload, prompts, weights, Store(folder), lambda: pipe, seeds)
+    assert len(pictures) == len(prompts) * seeds
+    return np.stack(list(pictures)), pipe
 
 
 def test_shapes_order_and_padding(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_second_run_draws_nothing_and_builds_nothing(tmp_path: Path) -> None:
         raise AssertionError("the pipeline was built")
 
     again = generate.generate("baseline", WORKLOAD, PROMPTS, "w", Store(tmp_path), build)
-    np.testing.assert_array_equal(again, images)
+    np.testing.assert_array_equal(np.stack(list(again)), images)
 
 
 def test_a_resumed_run_gives_the_same_images(tmp_path: Path) -> None:

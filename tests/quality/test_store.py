@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from optsd.errors import BadInput
-from optsd.quality.store import Batch, Store
+from optsd.quality.store import Batch, Reading, Store
 
 # Draws batches slowly, from the recipe alone; each finished batch of the run is a line of the log.
 WORKER = """
@@ -29,7 +30,7 @@ def make(batch):
         stream.write(f"{batch.recipe['first']}\\n")
     rng = np.random.default_rng(batch.recipe["first"])
     return rng.integers(0, 256, (batch.count, 64, 64, 3), dtype=np.uint8)
-list(Store(folder).ensure([Batch({"first": first}, 4) for first in range(count)], make))
+Store(folder).fill([Batch({"first": first}, 4) for first in range(count)], make)
 """
 
 
@@ -42,7 +43,7 @@ def _images(seed: int = 0, count: int = 3) -> np.ndarray:
 
 
 def _files(store: Store, batch: Batch) -> list[Path]:
-    return sorted((store.folder / batch.key[:2] / batch.key).glob("*.png"))
+    return sorted((store.folder / batch.folder).glob("*.png"))
 
 
 @pytest.fixture
@@ -98,8 +99,8 @@ def test_a_damaged_image_is_found_and_made_again(store: Store, damage: str) -> N
         file.mkdir()
     assert store.get(_batch()) is None
     assert store.damaged == 1
-    (again,) = store.ensure([_batch()], lambda batch: _images())
-    np.testing.assert_array_equal(again, _images())
+    store.fill([_batch()], lambda batch: _images())
+    np.testing.assert_array_equal(store.take(_batch()), _images())
     np.testing.assert_array_equal(store.get(_batch()), _images())
 
 
@@ -138,15 +139,59 @@ def test_a_batch_that_failed_leaves_nothing(store: Store, monkeypatch) -> None:
 
 
 def test_a_store_that_is_cleared_meanwhile_is_an_error(store: Store) -> None:
-    def make(batch: Batch) -> np.ndarray:
-        for seen in batches:
-            shutil.rmtree(store.folder / seen.key[:2], ignore_errors=True)
-        return _images()
+    store.fill([_batch()], lambda batch: _images())
+    shutil.rmtree(store.folder / _batch().key[:2])
+    with pytest.raises(BadInput, match="vanishes or changes; use a store that nothing clears"):
+        store.take(_batch())
 
-    batches = [_batch(), _batch(seed=1)]
 
-    with pytest.raises(BadInput, match="vanish or change"):
-        list(store.ensure(batches, make))
+def _reading(**recipe) -> Reading:
+    return Reading({"pictures": _batch().key, "reading": "features", **recipe}, 3)
+
+
+def _arrays() -> dict[str, np.ndarray]:
+    return {"features": np.arange(12, dtype=np.float32).reshape(3, 4), "logits": np.ones((3, 2))}
+
+
+def test_a_reading_lies_beside_its_pictures_and_is_theirs_alone(store: Store) -> None:
+    store.put(_batch(), _images())
+    store.put(_reading(), _arrays())
+    assert (store.folder / _reading().folder).parent == (store.folder / _batch().folder).parent
+    found = store.get(_reading())
+    assert found.keys() == _arrays().keys()
+    for name, array in _arrays().items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    for change in ({"pictures": "0" * 64}, {"reading": "pixels"}, {"by": ["other weights"]}):
+        assert store.get(_reading(**change)) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "bit", "another's", "no header", "huge header"])
+def test_a_damaged_reading_is_found_and_made_again(store: Store, damage: str) -> None:
+    store.put(_reading(), _arrays())
+    file = store.folder / _reading().folder / "reading.safetensors"
+    content = file.read_bytes()
+    if damage == "another's":
+        store.put(_reading(by="x"), _arrays())
+        content = (store.folder / _reading(by="x").folder / "reading.safetensors").read_bytes()
+    damaged = {
+        "truncated": content[:-3],
+        "empty": b"",
+        "bit": content[:-1] + bytes([content[-1] ^ 1]),
+        "another's": content,
+        "no header": safetensors.numpy.save(_arrays()),
+        "huge header": (2**62).to_bytes(8, "little") + content[8:],
+    }
+    file.write_bytes(damaged[damage])
+    assert store.get(_reading()) is None
+    assert store.damaged == 1
+    store.fill([_reading()], lambda reading: _arrays())
+    np.testing.assert_array_equal(store.take(_reading())["features"], _arrays()["features"])
+
+
+def test_a_reading_has_a_row_for_each_picture(store: Store) -> None:
+    with pytest.raises(BadInput, match="are no reading of 3 pictures; give a row for each"):
+        store.put(_reading(), {"features": np.zeros((2, 4))})
 
 
 def _start(folder: Path, log: Path, count: int, pause: float) -> subprocess.Popen:

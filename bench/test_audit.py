@@ -1,0 +1,48 @@
+"""What does each quality metric say of pictures that are wrong in a known way?"""
+
+import pytest
+
+from conftest_plugins.options import OUTPUT
+from conftest_plugins.pipelines import free_memory
+from conftest_plugins.quality import builder
+from optsd.errors import BadInput
+from optsd.files import write_atomically
+from optsd.records import dumps
+
+
+@pytest.mark.audit
+@pytest.mark.timeout(24 * 3600)
+def test_audit(quality, pytestconfig: pytest.Config, capsys) -> None:
+    """Black, grey, noise, one picture over and over, other prompts', shifted, JPEG, a 2-bit UNet: audit.md, audit.json.
+
+    The baseline's pictures are the healthy ones.
+    """
+    from optsd.quality import audits
+
+    if isinstance(quality, BadInput):
+        pytest.skip(str(quality))
+    baseline = quality.judge.baseline
+    damages = audits.damaged(baseline)
+    damages[audits.TWO_BITS] = _drawn_by_two_bits(quality, builder(pytestconfig, quality.workload, "baseline"))
+    free_memory()
+    findings = audits.audit(quality.judge, damages)
+    folder = pytestconfig.stash[OUTPUT]
+    write_atomically(folder / "audit.md", audits.table(findings))
+    write_atomically(folder / "audit.json", dumps([finding.as_row() for finding in findings]))
+    with capsys.disabled():
+        print(f"\n{audits.table(findings)}written to {folder / 'audit.md'}")
+    for damage in damages:
+        assert any(row.says == "worse" for row in findings if row.damage == damage), f"no metric sees: {damage}"
+
+
+def _drawn_by_two_bits(quality, build):
+    """The baseline's pictures with a UNet of four levels a weight. Their recipe has the hash of these weights."""
+    from optsd.quality.audits import two_bits
+    from optsd.quality.generate import fingerprint, generate
+
+    pipe = build()
+    two_bits(pipe.unet)
+    texts, weights = quality.setting.texts, fingerprint(pipe)
+    return generate(
+        "baseline", quality.workload, texts, weights, quality.store, lambda: pipe, quality.seeds, quality.say
+    )
