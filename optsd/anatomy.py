@@ -39,6 +39,13 @@ def component(pipe: Pipeline, name: str) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
+def meet_again(pipe: Pipeline) -> None:
+    """Have a denoiser that `torch.compile` has wrapped called by its class as it is now: the wrapper keeps the method."""
+    wrapper = getattr(pipe, denoiser_name(pipe))
+    if wrapper is not denoiser(pipe):
+        wrapper._initialize()
+
+
 def at(root: nn.Module, place: str) -> list[nn.Module]:
     """The module at that place now, and, where adapters wrap one, those inside it: the outermost first, or none."""
     found: list[nn.Module] = []

@@ -24,7 +24,8 @@ class Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.depth == 0:
-            return super(_Interposed, self.module).__call__(*args, **kwargs)  # type: ignore[misc]
+            kind: Any = plain_class(self.module)
+            return kind.__call__(self.module, *args, **kwargs)
         return vars(self.module)[_PARTS][self.depth - 1](Call(self.module, self.depth - 1), *args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

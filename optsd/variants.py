@@ -76,7 +76,7 @@ class Variant:
 
     def apply(self, pipe: "Pipeline") -> "Patch":
         """Apply every technique in place; if one fails, those before it are undone where they can be."""
-        from optsd.anatomy import denoiser
+        from optsd.anatomy import denoiser, meet_again
         from optsd.patching import Interposed, Patch, Watch, patches
 
         self.check(pipe)
@@ -93,6 +93,7 @@ class Variant:
         patch = Patch(self.name, touched, parts=tuple(parts), slots=self._slots(), stack=patches(pipe))
         patch.changes = (Interposed(denoiser(pipe), "", Watch(patch)),)
         patch.stack.append(patch)
+        meet_again(pipe)
         return patch
 
     def _slots(self) -> dict[str, str]:

@@ -124,6 +124,15 @@ def from_pickle(module: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(module))  # noqa: S301 - its own
 
 
+def test_a_call_that_was_kept_before_and_one_that_was_kept_meanwhile(layer):
+    plain, added = layer(X), Added(1)
+    interpose(layer, added)
+    kept = layer.__call__
+    assert torch.equal(kept(X), plain + 1)
+    withdraw(layer, added)
+    assert torch.equal(kept(X), plain)
+
+
 @pytest.mark.parametrize("twin", [copy.deepcopy, from_pickle])
 def test_copies_have_parts_of_their_own(layer, twin):
     interpose(layer, Added(1))
