@@ -184,14 +184,15 @@ def operators_ms() -> dict[str, float]:
 def our_call(workload: Workload, device: str, variant: str) -> "tuple[Call, torch.device]":
     import torch
 
-    from optsd import models
+    from optsd import anatomy, models
 
     pipe, _ = models.build(workload.model, variant, device, workload.dtype)
-    inputs = [value.to(pipe.device, pipe.unet.dtype) for value in example(workload, pipe)]
+    unet = anatomy.denoiser(pipe)
+    inputs = [value.to(pipe.device, unet.dtype) for value in example(workload, pipe)]
 
     @torch.no_grad()
     def call() -> "torch.Tensor":
-        return pipe.unet(*inputs, return_dict=False)[0]
+        return unet(*inputs, return_dict=False)[0]
 
     if not call().isfinite().all():
         raise OptsdError(f"the UNet of {variant} gives numbers that are not finite", "use --dtype float32")
@@ -202,11 +203,15 @@ def example(workload: Workload, pipe: Any) -> "tuple[torch.Tensor, torch.Tensor,
     """Latents, timestep and text of one guided call of one picture: two latents, conditioned and not."""
     import torch
 
+    from optsd import anatomy
+
+    anatomy.check_unet(pipe, "this bench", "which others' runtimes take")
+    config = anatomy.denoiser(pipe).config
     generator = torch.Generator().manual_seed(0)
     size = (workload.height // pipe.vae_scale_factor, workload.width // pipe.vae_scale_factor)
-    latents = torch.randn(2, pipe.unet.config.in_channels, *size, generator=generator)
+    latents = torch.randn(2, config.in_channels, *size, generator=generator)
     length = pipe.tokenizer.model_max_length
-    text = torch.randn(2, length, pipe.unet.config.cross_attention_dim, generator=generator)
+    text = torch.randn(2, length, config.cross_attention_dim, generator=generator)
     return latents, torch.tensor(500.0), text
 
 
@@ -214,20 +219,20 @@ def write_graph(workload: Workload, file: Path) -> None:
     import openvino
     import torch
 
-    from optsd import models
+    from optsd import anatomy, models
 
     class Bare(torch.nn.Module):
         def __init__(self, unet: torch.nn.Module) -> None:
             super().__init__()
-            self.unet = unet
+            self.network = unet
 
         def forward(self, latents: "torch.Tensor", step: "torch.Tensor", text: "torch.Tensor") -> "torch.Tensor":
-            return self.unet(latents, step, text, return_dict=False)[0]
+            return self.network(latents, step, text, return_dict=False)[0]
 
     with torch.no_grad():
         pipe = models.load(workload.model, "cpu", "float32")
         inputs = example(workload, pipe)
-        graph = openvino.convert_model(Bare(pipe.unet), example_input=inputs)
+        graph = openvino.convert_model(Bare(anatomy.denoiser(pipe)), example_input=inputs)
     graph.reshape({port: list(value.shape) for port, value in zip(graph.inputs, inputs, strict=True)})
     openvino.save_model(graph, file, compress_to_fp16=False)
 

@@ -14,6 +14,8 @@ Pipeline: TypeAlias = Any
 """A diffusers pipeline with a denoiser and a `vae`; diffusers declares these attributes nowhere."""
 
 DENOISERS = ("unet", "transformer")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DECODER = "vae"
 ADAPTED = "base_layer"
 """What peft calls the layer that an adapter, such as a LoRA, wraps."""
 
@@ -33,6 +35,35 @@ def denoiser(pipe: Pipeline) -> Any:
     return component(pipe, denoiser_name(pipe))
 
 
+def decoder(pipe: Pipeline) -> Any:
+    """What turns latents into pictures, or None."""
+    return component(pipe, DECODER)
+
+
+def text_encoders(pipe: Pipeline) -> dict[str, Any]:
+    """The networks that read the prompt, by name: one (SD 1, 2, PixArt, Sana), two (SDXL, FLUX) or three (SD3)."""
+    found = {name: component(pipe, name) for name in TEXT_ENCODERS}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def networks(pipe: Pipeline) -> dict[str, nn.Module]:
+    """All that has weights and takes part in drawing, by the pipeline's names: the denoiser first, the decoder last."""
+    ends = denoiser(pipe), decoder(pipe)
+    found = {denoiser_name(pipe): ends[0], **text_encoders(pipe), DECODER: ends[1]}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def channels(pipe: Pipeline) -> tuple[int, int]:
+    """What a UNet takes and what the decoder does: more, where a picture goes in beside the noise.
+
+    Equal where there is no UNet with a decoder: transformers pack their latents, each in a way of its own.
+    """
+    unet, vae = component(pipe, "unet"), decoder(pipe)
+    if unet is None or vae is None:
+        return 0, 0
+    return unet.config.in_channels, vae.config.latent_channels
+
+
 def component(pipe: Pipeline, name: str) -> Any:
     """A part of the pipeline by its name, or None; of one that `torch.compile` has wrapped, the module inside."""
     module = getattr(pipe, name, None)
@@ -40,7 +71,7 @@ def component(pipe: Pipeline, name: str) -> Any:
 
 
 def meet_again(pipe: Pipeline) -> None:
-    """Have a denoiser that `torch.compile` has wrapped called by its class as it is now: the wrapper keeps the method."""
+    """A denoiser that `torch.compile` has wrapped is called by its class as it is now: the wrapper keeps the method."""
     wrapper = getattr(pipe, denoiser_name(pipe))
     if wrapper is not denoiser(pipe):
         wrapper._initialize()
@@ -67,6 +98,18 @@ def is_adapter(module: nn.Module) -> bool:
 SAMPLE = ("sample", "hidden_states")
 TIMESTEP = ("timestep",)
 TEXT = ("encoder_hidden_states",)
+POSITIONS = ("img_ids", "txt_ids")
+"""Arguments with one row a token, for the whole batch: where the tokens of pictures and text lie (FLUX)."""
+NUMBERS = (*TIMESTEP, "time_ids", "guidance", "resolution", "aspect_ratio", *POSITIONS)
+"""Arguments that are numbers and no features: a denoiser makes sinusoids of them, whose phase half precision loses."""
+
+FIRST_AND_LAST = ("conv_in", "conv_out", "pos_embed.*", "patch_embed.*", "x_embedder*", "norm_out.*", "proj_out")
+EMBEDDINGS = (
+    *("time_embedding.*", "add_embedding.*", "class_embedding*"),  # UNets
+    *("time_text_embed.*", "time_embed.*", "adaln_single.*", "context_embedder*", "caption_projection.*"),
+)
+MODULATION = ("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear")
+"""With the two above, the layers of a denoiser that every output depends on, as shell patterns of their names."""
 
 
 def device(module: nn.Module) -> torch.device:
@@ -121,16 +164,57 @@ def projects_text(unet: Any) -> bool:
     return unet.config.encoder_hid_dim_type != "ip_image_proj" or hasattr(unet, "text_encoder_hid_proj")
 
 
-def check_unet(pipe: Pipeline, technique: str) -> None:
+def check_unet(pipe: Pipeline, technique: str, why: str) -> None:
     """Raise Unsupported unless the pipeline has the UNet that all of Stable Diffusion 1, 2 and XL have."""
     from diffusers import UNet2DConditionModel
 
     found = denoiser(pipe)
     if not isinstance(found, UNet2DConditionModel):
         raise Unsupported(
-            f"{technique} needs a UNet2DConditionModel, {type(pipe).__name__} has a {type(found).__name__}",
+            f"{technique} needs a UNet2DConditionModel, {why}; {type(pipe).__name__} has a {type(found).__name__}",
             "use a Stable Diffusion 1, 2 or XL pipeline",
         )
+
+
+def check_transformer(pipe: Pipeline, technique: str) -> None:
+    """Raise Unsupported for a UNet."""
+    if denoiser_name(pipe) != "transformer":
+        kind = type(denoiser(pipe)).__name__
+        raise Unsupported(
+            f"{technique} keeps what a transformer's blocks give, {type(pipe).__name__} has a {kind}",
+            "choose deepcache",
+        )
+
+
+def blocks(transformer: Any) -> list[str]:
+    """The transformer's blocks in the order in which they run, but for a last one that gives no text (SD3)."""
+    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS as groups
+
+    found = [
+        f"{group}.{number}"
+        for group, module in transformer.named_children()
+        if group in groups and isinstance(module, nn.ModuleList)
+        for number in range(len(module))
+    ]
+    is_silent = bool(found) and getattr(transformer.get_submodule(found[-1]), "context_pre_only", False)
+    found = found[:-1] if is_silent else found
+    return found if len(found) > 1 else []  # one alone has none whose output could be kept
+
+
+def has_block_metadata(kind: type) -> bool:
+    """Whether diffusers' caches know in which order such a block returns pictures and text."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    try:
+        TransformerBlockRegistry.get(kind)
+    except ValueError:
+        return False
+    return True
+
+
+def timestep_scale(transformer: Any) -> float:
+    """What makes its timesteps thousandths: FLUX counts them from 1 to 0."""
+    return 1000.0 if type(transformer).__name__.startswith("Flux") else 1.0
 
 
 def head_width(attention: Any) -> int:
@@ -163,9 +247,14 @@ def _plain_processors() -> tuple[type, ...]:
 
 def attentions(pipe: Pipeline) -> Iterator[tuple[str, Any]]:
     """The denoiser's attention layers with their names (`unet.mid_block.attentions.0.transformer_blocks.0.attn1`)."""
+    return attentions_of(denoiser(pipe), denoiser_name(pipe))
+
+
+def attentions_of(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The same of any network, with their places in it."""
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
-    for name, module in denoiser(pipe).named_modules(prefix=denoiser_name(pipe)):
+    for name, module in network.named_modules(prefix=prefix):
         if isinstance(module, Attention | AttentionModuleMixin):
             yield name, module

@@ -20,6 +20,9 @@ TECHNIQUES: dict[str, str] = {
     "kvcache": "optsd.optimizations.kvcache:KVCache",
     "deepcache": "optsd.optimizations.deepcache:DeepCache",
     "tome": "optsd.optimizations.tome:TokenMerging",
+    "fbcache": "optsd.optimizations.step_caches:FirstBlock",
+    "taylorseer": "optsd.optimizations.step_caches:TaylorSeer",
+    "pab": "optsd.optimizations.step_caches:Broadcast",
     "compile": "optsd.optimizations.compile:Compile",
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
@@ -29,7 +32,7 @@ TECHNIQUES: dict[str, str] = {
     "int4-torchao": "optsd.optimizations.peers:Int4Torchao",
 }
 
-PARAMETERS = {"deepcache": "3", "tome": "0.5"}
+PARAMETERS = {"deepcache": "3", "tome": "0.5", "fbcache": "0.1", "taylorseer": "3", "pab": "2"}
 """The techniques that take a parameter after a colon, and its value where a name gives none."""
 
 GUIDE_VARIANTS = (

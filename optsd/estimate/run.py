@@ -9,7 +9,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -20,16 +19,14 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
+from optsd import anatomy
 from optsd.errors import BadInput, OptsdError, Unsupported
 from optsd.estimate import architectures
 from optsd.estimate.devices import Device
-from optsd.estimate.trace import DENOISERS, TargetKernels, Tracer
-from optsd.patching import Patch
+from optsd.estimate.trace import TargetKernels, Tracer
 from optsd.quantization import kernels
 from optsd.records import Workload
-from optsd.variants import Variant, against_eager
-
-PROCESSORS = {"baseline": AttnProcessor, "sdpa": AttnProcessor2_0}
+from optsd.variants import against_eager
 
 
 @dataclass(frozen=True)
@@ -73,13 +70,13 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
             for name, part in pipe.components.items()
             if isinstance(part, nn.Module)
         }
-        patch = _apply(pipe, technique)
+        patch = technique.apply(pipe)
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
         with tracer.following_modules(), TargetKernels(tracer):
             run(pipe, workload, steps)
-        return Traced(tracer, denoiser(pipe), calls, parameters, weight_bytes, patch.touched, patch.proof)
+        return Traced(tracer, anatomy.denoiser_name(pipe), calls, parameters, weight_bytes, patch.touched, patch.proof)
 
 
 def trace_real(pipe: Any, workload: Workload, steps: int) -> Tracer:
@@ -109,27 +106,9 @@ def run(pipe: Any, workload: Workload, steps: int) -> None:
     pipe(**{name: value for name, value in inputs.items() if name in accepted})
 
 
-def _apply(pipe: Any, technique: Variant) -> Patch:
-    """Apply the variant. The techniques are the UNet's; a transformer has its attention kernel chosen here."""
-    if hasattr(pipe, "unet") or technique.name not in PROCESSORS:
-        return technique.apply(pipe)
-    model = getattr(pipe, denoiser(pipe))
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, Attention)}
-    for layer in layers.values():
-        layer.set_processor(PROCESSORS[technique.name]())
-    return Patch(technique.name, tuple(layers))
-
-
-def denoiser(pipe: Any) -> str:
-    """The name of the component that runs once a step. Raises BadInput for a pipeline that has none."""
-    for name in DENOISERS:
-        if isinstance(getattr(pipe, name, None), nn.Module):
-            return name
-    raise BadInput(f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}", "choose a diffusion pipeline")
-
-
 def _check_size(pipe: Any, workload: Workload) -> None:
-    side = getattr(pipe, denoiser(pipe)).config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    halvings = len(anatomy.decoder(pipe).config.block_out_channels) - 1
+    side = anatomy.denoiser(pipe).config.sample_size * 2**halvings
     if (workload.height, workload.width) != (side, side):
         raise BadInput(
             f"{type(pipe).__name__} draws {side}×{side} pixels only, not {workload.width}×{workload.height}",

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optsd.anatomy import DENOISERS
 from optsd.estimate.operations import Operation, arithmetic, attention_flops, moved, name_of, tensors, traffic
 
-DENOISERS = ("unet", "transformer")
 STAND_INS = {
     "aten::all": True,
     "aten::any": False,

@@ -169,6 +169,7 @@ def _pipelines() -> tuple[Callable[[], object], Callable[[], object], DelayedSte
 
     import torch
 
+    from optsd.anatomy import denoiser
     from optsd.measure.seeds import generators
     from optsd.models.shapes import networks
     from optsd.variants import against_eager
@@ -194,8 +195,8 @@ def _pipelines() -> tuple[Callable[[], object], Callable[[], object], DelayedSte
         )
 
     eager, flash = make("baseline"), make("flash")
-    step = DelayedStep(flash.unet.forward)
-    flash.unet.forward = step
+    step = DelayedStep(denoiser(flash).forward)
+    denoiser(flash).forward = step
     return call(eager), call(flash), step
 
 

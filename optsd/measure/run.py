@@ -7,7 +7,7 @@ from optsd.measure.seeds import generators
 from optsd.records import Workload
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 PHOTO_PROMPTS = (
     "a photo of a dog that runs on a beach, high quality",
@@ -30,7 +30,7 @@ def timing_prompts(model: str, count: int) -> list[str]:
 
 
 def run_batch(
-    pipe: "StableDiffusionPipeline",
+    pipe: "DiffusionPipeline",
     workload: Workload,
     prompts: list[str],
     first: int = 0,

@@ -5,24 +5,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from torch import nn
 
-COMPONENTS = ("unet", "text_encoder", "vae")
+
+def weight_bytes(pipe: "DiffusionPipeline") -> int:
+    """Bytes that the parameters and buffers of the denoiser, the text encoders and the decoder hold in memory."""
+    from optsd import anatomy
+
+    return module_bytes(*anatomy.networks(pipe).values())
 
 
-def weight_bytes(pipe: "StableDiffusionPipeline") -> int:
-    """Bytes that the parameters and buffers of the UNet, the text encoder and the VAE hold in memory."""
-    return sum(module_bytes(getattr(pipe, name)) for name in COMPONENTS)
-
-
-def module_bytes(module: "nn.Module") -> int:
-    """Bytes of a module's parameters and buffers; memory that two of them share is counted once.
+def module_bytes(*modules: "nn.Module") -> int:
+    """Bytes of modules' parameters and buffers; memory that two of them share is counted once.
 
     A tensor in oneDNN's own order has no address and counts by its size; one that is made of others counts as those.
     """
     sizes: dict[int, int] = {}
-    waiting = [*module.parameters(), *module.buffers()]
+    waiting = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     while waiting:
         tensor = waiting.pop()
         if hasattr(tensor, "__tensor_flatten__"):
@@ -35,7 +35,7 @@ def module_bytes(module: "nn.Module") -> int:
     return sum(sizes.values())
 
 
-def disk_bytes(pipe: "StableDiffusionPipeline") -> int:
+def disk_bytes(pipe: "DiffusionPipeline") -> int:
     """Bytes of the safetensors files that saving the pipeline writes. Writes them to a temporary folder."""
     from optsd import quantization
 

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 
 def synchronize(device: "torch.device") -> None:
@@ -29,26 +30,33 @@ def seconds(call: Callable[[], object], device: "torch.device") -> float:
 
 
 @contextmanager
-def stage_times(pipe: "StableDiffusionPipeline") -> Iterator[dict[str, list[float]]]:
-    """Time every call of the text encoder, the UNet and the VAE's decoder while the context is open.
+def stage_times(pipe: "DiffusionPipeline") -> Iterator[dict[str, list[float]]]:
+    """Time every call of the text encoders, the denoiser and the decoder while the context is open.
 
-    Gives `{"text_encoder_s": [...], "unet_step_s": [...], "vae_decode_s": [...]}`. It synchronises the device around
-    each call, which costs a little: run it in a pass of its own, not in the one that times the whole.
+    Gives `{"text_encoder_s": [...], "unet_step_s": [...], "vae_decode_s": [...]}`, complete when the context closes;
+    where several encoders read a prompt, that is one reading of all of them. It synchronises the device around each
+    call, which costs a little: run it in a pass of its own, not in the one that times the whole.
     """
-    from optsd.anatomy import denoiser
+    from optsd import anatomy
     from optsd.patching import Change, Interposed, Replaced
 
     times: dict[str, list[float]] = {"text_encoder_s": [], "unet_step_s": [], "vae_decode_s": []}
-    changes: list[Change] = [
-        Interposed(pipe.text_encoder, "", partial(_timed, times["text_encoder_s"], pipe.device)),
-        Interposed(denoiser(pipe), "", partial(_timed, times["unet_step_s"], pipe.device)),
-        Replaced(pipe.vae, "decode", partial(_timed, times["vae_decode_s"], pipe.device, pipe.vae.decode)),
-    ]
+    clock = partial(partial, _timed)
+    changes: list[Change] = []
+    encoders: list[list[float]] = []
     try:
+        for encoder in anatomy.text_encoders(pipe).values():
+            encoders.append([])
+            changes.append(Interposed(encoder, "", clock(encoders[-1], pipe.device)))
+        changes.append(Interposed(anatomy.denoiser(pipe), "", clock(times["unet_step_s"], pipe.device)))
+        if (decoder := anatomy.decoder(pipe)) is not None:
+            decode = clock(times["vae_decode_s"], pipe.device, decoder.decode)
+            changes.append(Replaced(decoder, "decode", decode))
         yield times
     finally:
         for change in reversed(changes):
             change.revert()
+        times["text_encoder_s"] += map(sum, zip_longest(*encoders, fillvalue=0.0))
 
 
 def _timed(readings: list[float], device: "torch.device", call: Callable, *arguments: Any, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 from diffusers.pipelines import auto_pipeline
 
+from optsd import anatomy
 from optsd.errors import BadInput, NotFound
 from optsd.files import home
 from optsd.models import folders
@@ -127,11 +128,10 @@ def _from_file(file: Path, dtype: "torch.dtype", text_to_image: bool) -> Any:
 
 def _check_channels(pipe: Any, source: str) -> None:
     """A UNet for inpainting, depth or instructions takes a picture beside the noise, whatever the pipeline's class."""
-    unet, vae = getattr(pipe, "unet", None), getattr(pipe, "vae", None)
-    takes = unet.config.in_channels if unet is not None else None
-    if vae is not None and takes not in (None, vae.config.latent_channels):
+    takes, noise = anatomy.channels(pipe)
+    if takes != noise:
         raise BadInput(
-            f"the UNet of {source} takes {takes} channels, a picture beside {vae.config.latent_channels} of noise",
+            f"the UNet of {source} takes {takes} channels, a picture beside {noise} of noise",
             "use a model of text to image, or optsd.load it yourself",
         )
 

@@ -1,4 +1,4 @@
-"""CLIP's byte-level BPE for a small vocabulary: whole tokens for known words, bytes for everything else."""
+"""Tokenizers for models without files: CLIP's byte-level BPE with a few whole words, and T5's with single letters."""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, T5Tokenizer
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -39,6 +39,15 @@ def byte_level_tokenizer(folder: Path, words: Iterable[str], length: int) -> "CL
         model_max_length=length,
         pad_token=_END,
     )
+
+
+def t5_tokenizer(length: int) -> "T5Tokenizer":
+    """A T5Tokenizer of printable ASCII letters, one token each. `length`: tokens in a prompt, the end included."""
+    from transformers import T5Tokenizer
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(chr(code), -3.0) for code in range(ord("!"), ord("~") + 1)]
+    return T5Tokenizer(vocab=special + letters, extra_ids=0, model_max_length=length)
 
 
 def _byte_symbols() -> list[str]:

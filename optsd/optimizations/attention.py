@@ -103,7 +103,7 @@ class Attend:
     """
 
     def __init__(self, plain: Callable[..., Tensor], kernel: "One | FirstOf") -> None:
-        self.plain, self.kernel, self.left = plain, kernel, Tally()
+        self.plain, self.kernel, self.left, self.served = plain, kernel, Tally(), Tally()
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Tensor:
         layer: Any = call.module
@@ -113,8 +113,8 @@ class Attend:
         before = self.kernel.tally.total
         with _Routed(self.kernel):
             output = call(*args, **kwargs)
-        if self.kernel.tally.total == before:
-            self.left.add(type(layer.processor).__name__)
+        tally = self.left if self.kernel.tally.total == before else self.served
+        tally.add(type(layer.processor).__name__)
         return output
 
     def _plainly(self, layer: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -124,7 +124,9 @@ class Attend:
 
     def proof(self) -> dict[str, Any]:
         """`kernel` names what ran, as a profile does, `kernel_calls` counts it; `left_to` names other processors."""
-        left = self.left.counts()
+        # One that was served in other calls computed nothing in these: a step cache spared it.
+        served = self.served.counts()
+        left = {name: calls for name, calls in self.left.counts().items() if name not in served}
         return self.kernel.proof() | ({"left_to": left} if left else {})
 
 

@@ -43,7 +43,7 @@ class DeepCache:
         return cls(int(text))
 
     def check(self, pipe: Pipeline) -> None:
-        anatomy.check_unet(pipe, self.name)
+        anatomy.check_unet(pipe, self.name, "whose skip connections pass by the deep layers")
         last = anatomy.denoiser(pipe).up_blocks[-1]
         if calls.plain_class(last) not in (UpBlock2D, CrossAttnUpBlock2D) or last.upsamplers is not None:
             raise Unsupported(

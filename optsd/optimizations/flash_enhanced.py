@@ -63,12 +63,13 @@ class SlicedDecoding:
     slot: str = "decoding"
 
     def check(self, pipe: Pipeline) -> None:
-        if not hasattr(getattr(pipe, "vae", None), "use_tiling"):
-            raise Unsupported(f"{self.name} needs a VAE that can work in slices and tiles", "use AutoencoderKL")
+        if not hasattr(anatomy.decoder(pipe), "decode"):
+            raise Unsupported(f"{self.name} needs a VAE, and {type(pipe).__name__} has none", "choose flash")
 
     def apply(self, pipe: Pipeline) -> Patch:
-        decode = _Sliced(pipe.vae)
-        return Patch(self.name, ("vae",), decode.proof, (Replaced(pipe.vae, "decode", decode), decode))
+        vae = anatomy.decoder(pipe)
+        decode = _Sliced(vae)
+        return Patch(self.name, (anatomy.DECODER,), decode.proof, (Replaced(vae, "decode", decode), decode))
 
 
 class _Sliced:
@@ -88,7 +89,7 @@ class _Sliced:
         try:
             return self.whole(*args, **kwargs)
         except RuntimeError as error:
-            if not is_out_of_memory(error) or self.vae.use_tiling:
+            if not is_out_of_memory(error) or getattr(self.vae, "use_tiling", True):  # or it has no tiles
                 raise
         # Outside the handler, whose traceback holds the failed attempt's tensors.
         self.tally.add("retries")
@@ -151,7 +152,10 @@ class _Halving:
                 outputs = [
                     call(
                         *(part(value, start, size) for value in args),
-                        **{name: part(value, start, size) for name, value in kwargs.items()},
+                        **{
+                            name: value if name in anatomy.POSITIONS else part(value, start, size)
+                            for name, value in kwargs.items()
+                        },
                     )
                     for start in range(0, batch, size)
                 ]

@@ -28,7 +28,7 @@ class KVCache:
     slot: str = "text keys and values"
 
     def check(self, pipe: Pipeline) -> None:
-        anatomy.check_unet(pipe, self.name)
+        anatomy.check_unet(pipe, self.name, "as transformers make the text anew in every step")
         check_attention(pipe, self.name)
         unet = anatomy.denoiser(pipe)
         if anatomy.projects_text(unet):

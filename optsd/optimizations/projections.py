@@ -16,14 +16,18 @@ from torch.nn import functional
 
 from optsd import anatomy
 from optsd.calls import Call
-from optsd.errors import NothingMatched, Unsupported
+from optsd.errors import Unsupported
 from optsd.patching import Interposed, Patch, Pipeline, Stage
 from optsd.state import LastPrompt
 
 
 @dataclass(frozen=True)
 class JoinedProjections:
-    """Lay the weights of each attention layer's projections together, for the processors that make use of it."""
+    """Lay the weights of each attention layer's projections together, for the processors that make use of it.
+
+    Only plain ones do. A transformer's joint attention normalizes each projection by itself: none is joined, and the
+    proof says so.
+    """
 
     name: str = "flash-enhanced (projections)"
     exact: bool = True
@@ -33,8 +37,6 @@ class JoinedProjections:
     def check(self, pipe: Pipeline) -> None:
         if any(anatomy.has_fused_processor(layer) for _, layer in anatomy.attentions(pipe)):
             raise Unsupported(f"{self.name}: diffusers has fused them already", "choose flash, or unfuse them first")
-        if next(self._layers(pipe), None) is None:
-            raise NothingMatched(f"{self.name} found no plain projections", "choose flash")
 
     def apply(self, pipe: Pipeline) -> Patch:
         root, prefix = anatomy.denoiser(pipe), anatomy.denoiser_name(pipe)
@@ -76,7 +78,11 @@ class Together:
         """`joined_projections` counts the layers whose projections are one product now."""
         plain = [layer for layer in self._layers() if anatomy.has_plain_processor(layer)]
         joined = [layer for layer in plain if (group := projections(layer)) and lie_together(group)]
-        return {"joined_projections": len(joined), "separate_projections": len(self.places) - len(joined)}
+        counts: dict[str, Any] = {
+            "joined_projections": len(joined),
+            "separate_projections": len(self.places) - len(joined),
+        }
+        return counts if self.places else counts | {"projections_left": "no attention layer has a plain processor"}
 
     def _layers(self) -> list[Any]:
         return [layer for place in self.places for layer in anatomy.at(self.root, place)[-1:]]

@@ -46,7 +46,7 @@ class TokenMerging:
         return cls(ratio)
 
     def check(self, pipe: Pipeline) -> None:
-        anatomy.check_unet(pipe, self.name)
+        anatomy.check_unet(pipe, self.name, "whose finest level has most of the tokens")
 
     def apply(self, pipe: Pipeline) -> Patch:
         unet = anatomy.denoiser(pipe)

@@ -84,10 +84,11 @@ class Alone:
 def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
     """The rows: each kind of layer alone, then whole components."""
     import optsd
+    from optsd import anatomy
     from optsd.optimizations.quantize import COMPONENTS, Int4, Int8
 
     technique = Int8 if bits == 8 else Int4
-    names = [name for name, _ in optsd.load("shapes").unet.named_modules()]
+    names = [name for name, _ in anatomy.denoiser(optsd.load("shapes")).named_modules()]
     for kind, patterns in KINDS.items():
         inside = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         if inside:

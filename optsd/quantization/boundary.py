@@ -1,4 +1,4 @@
-"""Compute a UNet in bfloat16 while its callers keep float32: casts where tensors enter and leave."""
+"""Compute a denoiser in bfloat16 while its callers keep float32: casts where tensors enter and leave."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from optsd.calls import Call, become, parts, plain_class
 from optsd.patching import Interposed
 from optsd.state import PerPrompt
 
-KEPT_PRECISE = ("timestep", "time_ids")
+KEPT_PRECISE = anatomy.NUMBERS
 """What is not cast: bfloat16 cannot tell 999 from 1000, and the denoiser makes its sinusoids in float32 anyway."""
 
 

@@ -11,7 +11,7 @@ from optsd.errors import BadInput, NothingMatched, Unsupported
 from optsd.patching import Refusal
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
-KEPT = ("conv_in", "conv_out", "time_embedding.*", "add_embedding.*", "class_embedding*")
+KEPT = (*anatomy.FIRST_AND_LAST, *anatomy.EMBEDDINGS, *anatomy.MODULATION)
 """Layers that stay in high precision unless a filter says otherwise: `optsd sensitivity` measures what each costs."""
 
 

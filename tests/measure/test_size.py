@@ -1,4 +1,5 @@
 import pytest
+import small_pipelines
 import torch
 
 from optsd.measure.size import disk_bytes, module_bytes, weight_bytes
@@ -21,3 +22,10 @@ def test_a_pipelines_bytes_are_its_parameters(untrained) -> None:
     assert disk_bytes(pipe) == pytest.approx(4 * parameters, rel=0.02)
     half = weight_bytes(pipe.to(torch.float16))
     assert half == pytest.approx(2 * parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["SDXL", "SD3", "FLUX.1", "Sana"])
+def test_every_network_of_a_pipeline_counts(family) -> None:
+    pipe = small_pipelines.make(family)
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert weight_bytes(pipe) == sum(map(module_bytes, networks))

@@ -1,8 +1,10 @@
 import time
 
 import pytest
+import small_pipelines
 import torch
 
+from optsd import anatomy
 from optsd.measure.run import run_batch, timing_prompts
 from optsd.measure.time import seconds, stage_times
 from optsd.records import Workload
@@ -28,6 +30,17 @@ def test_every_stage_is_timed_and_nothing_stays_behind(untrained) -> None:
     }
     assert all(reading > 0 for readings in times.values() for reading in readings)
     assert all("forward" not in vars(module) and "decode" not in vars(module) for module in (pipe.unet, pipe.vae))
+
+
+@pytest.mark.parametrize(("family", "readings"), [("SDXL", 1), ("SD3", 2), ("FLUX.1", 1), ("Sana", 2)])
+def test_one_to_three_text_encoders_are_one_stage(family, readings) -> None:
+    """One reading for the prompt and one for the empty prompt (SDXL takes zeros), whatever number of encoders read."""
+    pipe = small_pipelines.make(family)
+    with stage_times(pipe) as times:
+        small_pipelines.draw(family, pipe, num_inference_steps=2, output_type="np")
+    counts = {stage: len(each) for stage, each in times.items()}
+    assert counts == {"text_encoder_s": readings, "unet_step_s": 2, "vae_decode_s": 1}
+    assert not any("_optsd_parts" in vars(m) for n in anatomy.networks(pipe).values() for m in n.modules())
 
 
 def test_a_method_that_a_technique_has_replaced_is_put_back(untrained) -> None:

@@ -16,12 +16,15 @@ from optsd.errors import OptsdError, Unsupported
 from optsd.optimizations.compile import Compile
 from optsd.optimizations.kernels import example_inputs, kernels_seen
 from optsd.optimizations.peers import Peer
+from optsd.optimizations.step_caches import StepCache
 from optsd.patching import Patch
 from optsd.quantization.kernels import KERNELS
 from optsd.variants import GUIDE_VARIANTS, TECHNIQUES, Variant, against_eager, canonical, parse
 
 NAMES = [canonical(name) for name in TECHNIQUES]
 PEERS = [name for name in NAMES if any(isinstance(step, Peer) for step in parse(name).steps)]
+TRANSFORMERS_ONLY = [name for name in NAMES if any(isinstance(step, StepCache) for step in parse(name).steps)]
+NAMES = [name for name in NAMES if name not in TRANSFORMERS_ONLY]  # tests/optimizations/test_pipelines.py has these
 OURS = [name for name in NAMES if name not in PEERS]
 COMBINED = [name for name in GUIDE_VARIANTS if "+" in name] + [
     canonical("flash-enhanced+kvcache+deepcache:2+tome"),
