@@ -1,14 +1,22 @@
-"""The architectures of the shipped model: SD v1.5's own classes, small; its classifier; its CLIP.
+"""The architectures of the shipped models: SD v1.5's and SD3's own classes, small; their classifier; their CLIP.
 
-Sizes: UNet 6.1 M parameters on 4×16×16 latents, autoencoder, text encoder, classifier and CLIP under 1 M each.
+Sizes: UNet 8.6 M parameters and transformer 3.5 M on 4×16×16 latents; the other networks under 1 M each.
 """
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from optsd.models.shapes import scenes
 from optsd.models.tokenizer import byte_level_tokenizer
@@ -91,6 +99,67 @@ def scheduler() -> DDIMScheduler:
 def pipeline(**components) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         **components, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def dit() -> SD3Transformer2DModel:
+    """SD3.5's joint blocks, small, initialized as in DiT (Peebles and Xie, 2023): every block begins as the identity.
+
+    diffusers leaves the first weights to PyTorch's defaults, with which the modulations are noise.
+    """
+    model = SD3Transformer2DModel(
+        sample_size=scenes.IMAGE_SIZE // 4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        caption_projection_dim=128,  # heads times their size: text and image tokens have one width
+        joint_attention_dim=2 * TEXT_WIDTH,  # both text encoders' features side by side
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+            if name == "proj_out" or (".norm1" in name or name.startswith("norm_out")):
+                nn.init.zeros_(module.weight)
+            elif name.startswith("time_text_embed"):
+                nn.init.normal_(module.weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+    return model
+
+
+def projecting(text: CLIPTextModel) -> CLIPTextModelWithProjection:
+    """The same text encoder in the class that SD3 asks for, with the identity as its projection."""
+    model = CLIPTextModelWithProjection(text.config).to(text.dtype)
+    model.text_model.load_state_dict(text.state_dict())
+    nn.init.eye_(model.text_projection.weight)
+    return model
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Straight paths from noise to picture, evenly spaced: SD3's shift of 3 is for its 4,096 tokens, not for 64."""
+    return FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+
+def dit_pipeline(
+    vae: AutoencoderKL, text: CLIPTextModelWithProjection, tokens: CLIPTokenizer, transformer: SD3Transformer2DModel
+) -> StableDiffusion3Pipeline:
+    """SD3's pipeline without T5, one text encoder in the place of its two."""
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=flow_scheduler(),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokens,
+        text_encoder_2=text,
+        tokenizer_2=tokens,
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
 
 
