@@ -11,6 +11,7 @@ import numpy as np
 from optsd.data import downloads, prompts
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
+from optsd.models.published import RANDOM
 from optsd.quality import reference
 from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
 from optsd.quality.generate import generate
@@ -49,8 +50,8 @@ def setting(workload: Workload, count: int, coco: Path | None = None, weights: P
         return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
     folder = coco or downloads.coco_folder()
     chosen = tuple(prompts.coco(folder / downloads.CAPTIONS))
-    if workload.model == "sd15-random":
-        reason = BadInput("random weights: quality means nothing", "measure it with --model sd15")
+    if workload.model in RANDOM:
+        reason = BadInput("random weights: quality means nothing", "measure it with a model that has its own")
         return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
     real: Reference | BadInput
     try:
