@@ -28,8 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--model",
         default="shapes",
-        help="shapes (ships with the project), sd15, sd15-random (v1.5's architecture, random weights: speed, memory "
-        "and size only), a diffusers folder, a .safetensors checkpoint, or a hub id (default: %(default)s)",
+        help="shapes (ships with the project), sd15, an architecture with random weights for speed, memory and size "
+        "only (sd15-random, sd21-random, sdxl-random, sd35-medium-random, flux-random), a diffusers folder, a "
+        ".safetensors checkpoint, or a hub id (default: %(default)s)",
     )
     group.addoption(
         "--variant",

@@ -28,7 +28,7 @@ def load(
     *,
     torch_dtype: "str | torch.dtype | None" = None,
 ) -> "DiffusionPipeline":
-    """A diffusers pipeline by name: `shapes`, `sd15`, `sd15-random`, a folder, a .safetensors checkpoint, or a hub id.
+    """A diffusers pipeline by name: `shapes`, `sd15`, `sdxl-random`, a folder, a .safetensors checkpoint, or a hub id.
 
     It is of the class that the model names. `device`: auto, cpu, cuda or cuda:N, or a `torch.device`. `dtype`: auto
     (float16 on CUDA, else float32), float32, float16, bfloat16, or a `torch.dtype`; `torch_dtype`, as diffusers once

@@ -1,7 +1,6 @@
 """Pipelines without weights: by name, or from the configuration files of a diffusers folder or hub id.
 
-Call `build` under FakeTensorMode: then nothing is allocated, however large the model. The dictionaries hold what the
-published configuration files say where that differs from diffusers' defaults.
+Call `build` under FakeTensorMode: then nothing is allocated, however large the model.
 """
 
 import importlib
@@ -11,67 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, NotFound
-from optsd.models import Source, folders, sd15
+from optsd.models import Source, folders
 from optsd.models.folders import SD15_HUB_ID
+from optsd.models.published import BUILDERS, RANDOM, SIDES, real_numbers
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-# Stable Diffusion 2.1 (Rombach et al., 2022; stabilityai/stable-diffusion-2-1)
-SD21_UNET = sd15.UNET | {
-    "sample_size": 96,
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
-SD21_TEXT_ENCODER = sd15.TEXT_ENCODER | {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "projection_dim": 512,
-    "hidden_act": "gelu",
-}
-# SDXL (Podell et al., 2023; stabilityai/stable-diffusion-xl-base-1.0)
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SDXL_TEXT_ENCODER_2 = sd15.TEXT_ENCODER | {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-# DiT-XL/2 at 512×512 (Peebles & Xie, 2023; facebook/DiT-XL-2-512)
-DIT = {
-    "sample_size": 64,
-    "patch_size": 2,
-    "in_channels": 4,
-    "out_channels": 8,
-    "num_layers": 28,
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "num_embeds_ada_norm": 1000,
-    "activation_fn": "gelu-approximate",
-    "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False,
-}
 
-
-def _shapes(dtype: "torch.dtype") -> "DiffusionPipeline":
+def _shapes() -> "DiffusionPipeline":
     from optsd.models.shapes import networks
 
     with tempfile.TemporaryDirectory() as folder:
@@ -81,64 +29,11 @@ def _shapes(dtype: "torch.dtype") -> "DiffusionPipeline":
     )
 
 
-def _sd21(dtype: "torch.dtype") -> "DiffusionPipeline":
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(**SD21_UNET),
-        vae=AutoencoderKL(**sd15.AUTOENCODER | {"sample_size": 768}),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**SD21_TEXT_ENCODER)),
-        tokenizer=_tokenizer(77),
-        scheduler=DDIMScheduler(**_without(sd15.SCHEDULER, "skip_prk_steps"), prediction_type="v_prediction"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def _sdxl(dtype: "torch.dtype") -> "DiffusionPipeline":
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    tokens = _tokenizer(77)
-    return StableDiffusionXLPipeline(
-        unet=UNet2DConditionModel(**SDXL_UNET),
-        vae=AutoencoderKL(**sd15.AUTOENCODER | {"sample_size": 1024, "scaling_factor": 0.13025}),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**sd15.TEXT_ENCODER)),
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**SDXL_TEXT_ENCODER_2)),
-        tokenizer=tokens,
-        tokenizer_2=tokens,
-        scheduler=EulerDiscreteScheduler(
-            **_without(sd15.SCHEDULER, "skip_prk_steps", "set_alpha_to_one"), timestep_spacing="leading"
-        ),
-        add_watermarker=False,
-    )
-
-
-def _dit(dtype: "torch.dtype") -> "DiffusionPipeline":
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    return DiTPipeline(
-        transformer=DiTTransformer2DModel(**DIT),
-        vae=AutoencoderKL(**sd15.AUTOENCODER | {"sample_size": 256}),
-        scheduler=DDIMScheduler(),
-    )
-
-
-def _sd15(dtype: "torch.dtype") -> "DiffusionPipeline":
-    return sd15.random(dtype)
-
-
-NAMED: dict[str, Callable[["torch.dtype"], "DiffusionPipeline"]] = {
+NAMED: dict[str, Callable[[], "DiffusionPipeline"]] = {
     "shapes": _shapes,
-    "sd15": _sd15,
-    "sd15-random": _sd15,
-    "sd21": _sd21,
-    "sdxl": _sdxl,
-    "dit": _dit,
+    **BUILDERS,
+    **{name: BUILDERS[plain] for name, plain in RANDOM.items()},
 }
-_SIDES = {"shapes": 64, "sd21": 768, "sdxl": 1024}
 
 
 def check(model: str) -> Source:
@@ -147,7 +42,7 @@ def check(model: str) -> Source:
     Raises NotFound for what is none of them.
     """
     if model in NAMED:
-        return Source(model, model, size=(_SIDES.get(model, 512),) * 2)
+        return Source(model, model, size=(64 if model == "shapes" else SIDES[RANDOM.get(model, model)],) * 2)
     path = folders.path_of(model)
     if path and path.is_dir():
         path = path.resolve()
@@ -169,7 +64,7 @@ def build(model: str, dtype: "torch.dtype") -> "DiffusionPipeline":
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        pipe = NAMED[model](dtype) if model in NAMED else _from_files(model)
+        pipe = NAMED[model]() if model in NAMED else _from_files(model)
     finally:
         torch.set_default_dtype(before)
     for component in pipe.components.values():
@@ -225,20 +120,10 @@ def _component(source: str, component: str, library: str, name: str) -> Any:
         if is_class and issubclass(found, transformers.PreTrainedModel):
             return found(found.config_class.from_pretrained(source, subfolder=component))
         if found is not None:
-            return found.from_pretrained(source, subfolder=component)
+            with real_numbers():
+                return found.from_pretrained(source, subfolder=component)
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(
             f"{source}/{component} cannot be built ({str(error).splitlines()[0][:160]})", "check its configuration file"
         ) from error
     raise BadInput(f"{source} asks for {name!r}, which {library} lacks", f"install a newer {library}")
-
-
-def _tokenizer(length: int) -> Any:
-    from optsd.models.tokenizer import byte_level_tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        return byte_level_tokenizer(Path(folder), words=(), length=length)
-
-
-def _without(configuration: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in configuration.items() if key not in names}

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -71,6 +71,8 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
             if isinstance(part, nn.Module)
         }
         patch = technique.apply(pipe)
+        place = partial(_on_the_device, torch.device(device.kind))
+        anatomy.denoiser(pipe).register_forward_pre_hook(place, with_kwargs=True)
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
@@ -116,6 +118,17 @@ def _check_size(pipe: Any, workload: Workload) -> None:
         )
 
 
+def _on_the_device(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The scheduler computes on the CPU here; its timestep goes where it would be."""
+
+    def placed(value: Any) -> Any:
+        return (
+            value.to(device) if isinstance(value, Tensor) and value.ndim and value.device.type != device.type else value
+        )
+
+    return tuple(map(placed, args)), {name: placed(value) for name, value in kwargs.items()}
+
+
 def _run_scheduler_on_real_tensors(pipe: Any, tracer: Tracer, steps: int) -> int:
     """Let the scheduler compute with real numbers, which decide how it goes on; how often `steps` call the denoiser.
 
@@ -139,10 +152,13 @@ def _run_scheduler_on_real_tensors(pipe: Any, tracer: Tracer, steps: int) -> int
 
     with tracer.paused(), unset_fake_temporarily(), torch.device("cpu"):
         scheduler = pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        scheduler.set_timesteps(steps)
+        # A flow's shift, which the pipeline takes from the picture's size, moves the timesteps and adds none.
+        shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(steps, **shifted)
         calls = len(scheduler.timesteps)
     for name in ("set_timesteps", "scale_model_input", "step"):
-        setattr(scheduler, name, wrapped(getattr(scheduler, name)))
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, wrapped(getattr(scheduler, name)))
     return calls
 
 

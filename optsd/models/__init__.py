@@ -11,6 +11,7 @@ from optsd.errors import BadInput, NotFound
 from optsd.files import home
 from optsd.models import folders, shapes
 from optsd.models.folders import SD15_HUB_ID
+from optsd.models.published import RANDOM, SIDES
 from optsd.quiet import import_diffusers, without_progress_bars
 from optsd.workloads import device_name, dtype_name
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from optsd.patching import Patch
 
-NAMES = ("shapes", "sd15", "sd15-random")
+NAMES = ("shapes", "sd15", *RANDOM)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def check(model: str) -> Source:
                 "make them with: python -m optsd.models.shapes.train --export",
             )
         return _on_disk(folder, model)
-    if model == "sd15-random":
-        return Source(model, model)
+    if model in RANDOM:
+        return Source(model, model, size=(SIDES[RANDOM[model]],) * 2)
     if model == "sd15":
         folder = home() / "models" / "sd15"
         return _on_disk(folder, model) if folder.is_dir() else Source(model, model, hub_id=SD15_HUB_ID)
@@ -92,10 +93,10 @@ def load(
             from optsd import quantization
 
             pipe = quantization.load(source.path or source.location, str(place))
-        elif source.name == "sd15-random":
-            from optsd.models import sd15
+        elif source.name in RANDOM:
+            from optsd.models import published
 
-            pipe = sd15.random(number_type)
+            pipe = published.random(RANDOM[source.name], number_type)
         else:
             from optsd.models import pipelines
 

@@ -1,8 +1,7 @@
 """Stable Diffusion v1.5's exact architecture, without its weights.
 
 The dictionaries hold what v1.5's published configuration files say where that differs from diffusers' defaults
-(Rombach et al., 2022; the runwayml release). `random` fills it with seeded random weights: its speed, memory and size
-are v1.5's own, its pictures are noise.
+(Rombach et al., 2022; the runwayml release). Other models' are in `published.py`, which fills them with random weights.
 """
 
 import tempfile
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import StableDiffusionPipeline
 
 UNET = {
@@ -48,34 +46,25 @@ SCHEDULER = {
 }
 
 
-def random(dtype: "torch.dtype", seed: int = 0) -> "StableDiffusionPipeline":
-    """v1.5 with seeded random weights, on the CPU: 859.5 M + 83.7 M + 123.1 M parameters.
+def pipeline() -> "StableDiffusionPipeline":
+    """v1.5 as torch's defaults build it: 859.5 M + 83.7 M + 123.1 M parameters.
 
     The tokenizer knows bytes only: no text means anything to random weights, but 77 tokens cost what they cost.
     """
-    import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from optsd.models.tokenizer import byte_level_tokenizer
 
-    state = torch.random.get_rng_state()
-    before = torch.get_default_dtype()
-    torch.manual_seed(seed)
-    torch.set_default_dtype(dtype)  # built in the wanted type: never twice the memory
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            tokens = byte_level_tokenizer(Path(folder), words=(), length=CONTEXT_LENGTH)
-        return StableDiffusionPipeline(
-            unet=UNet2DConditionModel(**UNET).eval(),
-            vae=AutoencoderKL(**AUTOENCODER).eval(),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)).eval(),
-            tokenizer=tokens,
-            scheduler=PNDMScheduler(**SCHEDULER),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    finally:
-        torch.set_default_dtype(before)
-        torch.random.set_rng_state(state)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = byte_level_tokenizer(Path(folder), words=(), length=CONTEXT_LENGTH)
+    return StableDiffusionPipeline(
+        unet=UNet2DConditionModel(**UNET),
+        vae=AutoencoderKL(**AUTOENCODER),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
+        tokenizer=tokens,
+        scheduler=PNDMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

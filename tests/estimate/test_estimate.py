@@ -2,10 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_pipelines
 import torch
 
 from optsd.errors import BadInput, NotFound, Unsupported
-from optsd.estimate import estimate, measurements, roofline
+from optsd.estimate import architectures, estimate, measurements, roofline
 from optsd.estimate.run import run, trace_real
 from optsd.records import Workload
 from optsd.variants import GUIDE_VARIANTS, against_eager
@@ -89,6 +90,20 @@ def test_other_architectures(model, size, component, parameters):
     assert found.parameters[component] == parameters
     assert found.peaks[component].by_kind()["scores"] > 0
     assert roofline.seconds(found) > roofline.arithmetic_seconds(found) > 0
+
+
+@pytest.mark.parametrize("family", ["SD3", "FLUX.1"])
+@pytest.mark.parametrize("technique", ["flash", "int8+sdpa"])
+def test_transformers_with_flow_matching(family, technique, monkeypatch):
+    """Their schedulers scale no input, shift by the picture's size, and give timesteps that the network multiplies."""
+    monkeypatch.setitem(architectures.NAMED, "flux", small_pipelines.CLASSES[family])
+    work = Workload("flux", "cuda", "bfloat16", 6, 3.0, 16, 16, 2)
+    found = estimate("flux", technique, work, "h100")
+    assert (found.denoiser, found.calls) == ("transformer", 6)
+    assert all(name.startswith("transformer.") for name in found.touched)
+    kinds = {one.kind for one in found.operations if one.stage == "transformer"}
+    assert {"attention", "linear"} <= kinds
+    assert roofline.seconds(found) > 0
 
 
 def test_steps_count_as_the_whole_workload_has_them(small):
@@ -236,11 +251,11 @@ def test_an_estimate_leaves_the_process_as_it_was(small, untrained):
 @pytest.mark.slow
 @pytest.mark.parametrize("technique", ["flash-enhanced", "int8"])
 def test_sd15_itself_on_a_cpu(technique):
-    from optsd.models import sd15
+    from optsd.models import published
 
     work = Workload("sd15-random", "cpu", "float32", 1, 7.5, 128, 128, 1)
     found = estimate("sd15-random", technique, work, "cpu").peaks
-    pipe = sd15.random(torch.float32)
+    pipe = published.random("sd15", torch.float32)
     pipe.set_progress_bar_config(disable=True)
     against_eager(technique).apply(pipe)
     for stage, peak in trace_real(pipe, work, 1).peaks.items():

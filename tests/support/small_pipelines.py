@@ -9,6 +9,7 @@ import diffusers
 import torch
 import transformers
 
+from optsd.models.published import real_numbers
 from optsd.models.tokenizer import byte_level_tokenizer, t5_tokenizer
 
 LENGTH = 16  # tokens
@@ -60,6 +61,11 @@ def _vae(**more: Any) -> Any:
         sample_size=16,
         **more,
     )
+
+
+def _flow(**options: Any) -> Any:
+    with real_numbers():  # an estimate makes the networks of fake ones
+        return diffusers.FlowMatchEulerDiscreteScheduler(**options)
 
 
 def _sd15() -> Any:
@@ -132,7 +138,7 @@ def _sd3() -> Any:
         tokenizer=_clip_tokens(),
         tokenizer_2=_clip_tokens(),
         tokenizer_3=t5_tokenizer(LENGTH),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=_flow(shift=3.0),
     )
 
 
@@ -154,7 +160,7 @@ def _flux() -> Any:
         text_encoder_2=_t5(),
         tokenizer=_clip_tokens(),
         tokenizer_2=t5_tokenizer(LENGTH),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=_flow(shift=3.0, use_dynamic_shifting=True),
     )
 
 
@@ -209,7 +215,7 @@ def _sana() -> Any:
             transformers.Gemma2Config(**text, num_attention_heads=2, num_key_value_heads=1)
         ),
         tokenizer=transformers.GemmaTokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=_flow(shift=3.0),
     )
 
 
