@@ -56,15 +56,9 @@ def setting(
         made, pictures = prompts.shapes()
         return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
     folder = coco or downloads.coco_folder()
-<<<<<<< HEAD
     chosen = tuple(own.prompts(folder))
-    if workload.model == "sd15-random":
-        reason = BadInput("random weights: quality means nothing", "measure it with --model sd15")
-=======
-    chosen = tuple(prompts.coco(folder / downloads.CAPTIONS))
     if workload.model in RANDOM:
         reason = BadInput("random weights: quality means nothing", "measure it with a model that has its own")
->>>>>>> transformers
         return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
     real: Reference | BadInput
     try:
