@@ -10,7 +10,7 @@ from torch import nn
 
 from optsd import anatomy, calls
 from optsd.anatomy import Pipeline
-from optsd.errors import OptsdError, Unsupported
+from optsd.errors import OptsdError
 from optsd.state import LastPrompt
 
 Proof: TypeAlias = Callable[[], dict[str, Any]]
@@ -110,17 +110,6 @@ class Replaced:
             setattr(self.owner, self.name, self.before)
         else:
             delattr(self.owner, self.name)
-
-
-@dataclass(eq=False)
-class Refusal:
-    """In place of a method that a patched module cannot honour: one line that says what to do instead."""
-
-    problem: str
-    remedy: str
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise Unsupported(self.problem, self.remedy)
 
 
 @dataclass

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from optsd.calls import parts
-from optsd.errors import OptsdError, Unsupported
-from optsd.patching import Interposed, Patch, Refusal, Replaced, Watch, patches
+from optsd.errors import OptsdError
+from optsd.patching import Interposed, Patch, Replaced, Watch, patches
 
 
 class Doubled:
@@ -86,11 +86,6 @@ class TestReplaced:
         net.decode = theirs = object()
         change.revert()
         assert net.decode is theirs
-
-
-def test_a_refusal_names_the_remedy():
-    with pytest.raises(Unsupported, match="it is quantized; save it otherwise"):
-        Refusal("it is quantized", "save it otherwise")("folder", safe_serialization=True)
 
 
 def _patch(name: str, stack: list[Patch] | None = None, **more) -> Patch:

@@ -1,14 +1,15 @@
 """Quantize a module's Linear and Conv2d layers in place, and say which were left and why."""
 
+import inspect
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from optsd import anatomy
 from optsd.calls import plain_class, take_over
 from optsd.errors import BadInput, NothingMatched, Unsupported
-from optsd.patching import Refusal
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
 KEPT = (*anatomy.FIRST_AND_LAST, *anatomy.EMBEDDINGS, *anatomy.MODULATION)
@@ -98,18 +99,51 @@ def convert(
                 setattr(parent, attribute, replacements[child])
     for old, new in replacements.items():
         take_over(new, old)
-    refuse_what_would_lose(module, name)
+    keep_others_right(module)
     return Conversion(module, name, converted, left)
 
 
-def refuse_what_would_lose(module: nn.Module, name: str) -> None:
-    """Others' methods that would write, or compute with, weights that a quantized module lacks: one-line errors."""
-    module.save_pretrained = Refusal(  # type: ignore[assignment]
-        f"{name} is quantized, and save_pretrained would write a folder that nothing can load",
-        "use optsd.quantization.save(pipe, folder); optsd.load opens it",
-    )
+def keep_others_right(module: nn.Module) -> None:
+    """Others' methods that read the weights of all layers, so that what they make of quantized ones is right."""
+    module.save_pretrained = SavedPlain(module)  # type: ignore[assignment]
     if hasattr(type(module), "fuse_qkv_projections"):
-        module.fuse_qkv_projections = Refusal(  # type: ignore[assignment]
-            f"{name} is quantized, and fuse_qkv_projections would put layers of full precision in place of its own",
-            "fuse before quantizing, or leave it out",
-        )
+        module.fuse_qkv_projections = FusedQuantized(module)  # type: ignore[assignment]
+
+
+class SavedPlain:
+    """In place of `save_pretrained`: writes the weights as numbers of the layers' type, a folder as any other.
+
+    It loads without this library, and no smaller than before: `optsd.quantization.save` keeps the integers.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.whole = module, module.save_pretrained
+        self.__signature__ = inspect.signature(self.whole)  # pipelines look what it takes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layers = [layer for layer in self.module.modules() if isinstance(layer, QuantizedLayer)]
+        for layer in layers:
+            layer.saves_plain = True
+        try:
+            return self.whole(*args, **kwargs)
+        finally:
+            for layer in layers:
+                layer.saves_plain = False
+
+
+class FusedQuantized:
+    """In place of `fuse_qkv_projections`: the layers that diffusers makes of quantized ones are quantized again.
+
+    Their weights are integers times the scale of each output already, so of INT8 they become the same integers.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.whole = module, module.fuse_qkv_projections
+
+    def __call__(self) -> None:
+        self.whole()
+        for attention in list(self.module.modules()):
+            for name in anatomy.FUSED_PROJECTIONS:
+                layer, origin = getattr(attention, name, None), getattr(attention, "to_k", None)
+                if plain_class(layer) is nn.Linear and isinstance(origin, QuantizedLayer):
+                    setattr(attention, name, quantize_layer(layer, origin.bits, origin.group_size, origin.asked))

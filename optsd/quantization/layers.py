@@ -40,6 +40,7 @@ class QuantizedLayer(nn.Module):
         """`bias`: of any float type. `dtype`: that of `weight`, for those who look. Raises BadInput or Unsupported."""
         nn.Module.__init__(self)  # not that of nn.Linear or nn.Conv2d, which makes weights
         self.dtype, self.kernel_calls, self.window, self.asked = dtype, 0, window, kernel
+        self.saves_plain = False  # whether `state_dict` gives numbers in place of the integers
         self.bits = 8 if isinstance(weight, Int8Weight) else 4
         self.kernel = self._choose(weight.scale.device)
         if isinstance(weight, Int8Weight):
@@ -54,6 +55,11 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("scale", weight.scale)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("column_sums", sums, persistent=False)
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a multiplier; of INT8, where there is none, the usual number."""
+        return 2 * len(self.packed) // len(self.multipliers) if self.bits == 4 else 32
 
     def integers(self) -> Tensor:
         """The weights as int8, outputs × inputs; INT4 is unpacked anew at each call and kept nowhere."""
@@ -100,6 +106,11 @@ class QuantizedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.saves_plain:
+            destination[f"{prefix}weight"] = self.weight.as_subclass(Tensor)
+            if self.bias is not None:
+                destination[f"{prefix}bias"] = self.bias.to(self.dtype)
+            return
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.bits == 8:
             destination[f"{prefix}values"] = self.integers()

@@ -126,7 +126,7 @@ def test_a_truncated_file_is_refused(folder) -> None:
 
 
 def test_a_quantized_folder_keeps_its_types(folder) -> None:
-    with pytest.raises(BadInput, match="is quantized: its types are as it was saved; leave out the dtype"):
+    with pytest.raises(BadInput, match="is quantized, and computes in float32; leave out the dtype"):
         optsd.load(str(folder), dtype="float16")
 
 
