@@ -37,11 +37,12 @@ def test_audit(quality, pytestconfig: pytest.Config, capsys) -> None:
 
 def _drawn_by_two_bits(quality, build):
     """The baseline's pictures with a UNet of four levels a weight. Their recipe has the hash of these weights."""
+    from optsd.anatomy import denoiser
     from optsd.quality.audits import two_bits
     from optsd.quality.generate import fingerprint, generate
 
     pipe = build()
-    two_bits(pipe.unet)
+    two_bits(denoiser(pipe))
     texts, weights = quality.setting.texts, fingerprint(pipe)
     return generate(
         "baseline", quality.workload, texts, weights, quality.store, lambda: pipe, quality.seeds, quality.say

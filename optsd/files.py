@@ -58,6 +58,10 @@ def parse_json(text: str, source: str, remedy: str, constant: Callable[[str], An
         raise BadInput(f"{source} is no JSON, or a part of it is missing ({error})", remedy) from error
 
 
+def refuse_number(file: Path, name: str) -> float:
+    raise BadInput(f"{file}: {name} is no number that JSON knows", "record a measured one, or remove the row")
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 

@@ -130,7 +130,7 @@ class Results:
         measurements, failures = read_measurements(data.get("measurements"), source, keep_going)
         try:
             found = cls(
-                machine=_typed(data["machine"], dict),
+                machine=_machine(data["machine"]),
                 workload=record(Workload, data["workload"]),
                 measurements=measurements,
                 verdicts=tuple(record(Verdict, row) for row in _rows(data, "verdicts")),
@@ -196,6 +196,15 @@ def record(kind: Callable[..., Any], row: Any) -> Any:
         if about.name in values:
             values[about.name] = _FROM_JSON[about.type](values[about.name], about.name)
     return kind(**values)
+
+
+def _machine(data: Any) -> dict[str, Any]:
+    """A machine's description, of which the judge looks into these parts."""
+    for name in ("cpu", "versions", "threads", "load"):
+        _typed(_typed(data, dict).get(name) or {}, dict)
+    for gpu in _typed(data.get("gpus") or [], list):
+        _typed(gpu, dict)
+    return data
 
 
 def _typed(value: Any, kind: Any, name: str = "it") -> Any:

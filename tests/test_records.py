@@ -16,7 +16,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.text(), FINITE, st.lists(FINITE, max_size=5))
 def test_results_survive_json(name: str, value: float, samples: list[float]) -> None:
     results = Results(
-        machine={"cpu": name},
+        machine={"cpu": {"name": name}},
         workload=WORKLOAD,
         measurements=(Measurement(name, "latency_s", "s", value, samples=tuple(samples)),),
         verdicts=(Verdict(name, "speedup", "missed", 1.0, 2.0, "±10 %", "claims.json"),),

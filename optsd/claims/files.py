@@ -14,7 +14,7 @@ from typing import Any
 
 from optsd.claims.schema import SCHEMA, Claim, Metric, Published, Setting, Stated, Value, from_json, to_json
 from optsd.errors import BadInput, NotFound
-from optsd.files import parse_json, read_text, write_atomically
+from optsd.files import parse_json, read_text, refuse_number, write_atomically
 
 FOLDER = Path("expected") / "claims"
 GUIDE = "guide"
@@ -197,7 +197,3 @@ def _list(data: Any, where: str) -> Iterable[Any]:
     if not isinstance(data, list):
         raise BadInput(f"{where}: it is no list", "give a list")
     return data
-
-
-def refuse_number(file: Path, name: str) -> float:
-    raise BadInput(f"{file}: {name} is no number that JSON knows", "record a measured one, or remove the row")

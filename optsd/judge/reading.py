@@ -10,9 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optsd.claims import files
 from optsd.errors import BadInput
-from optsd.files import parse_json, read_text
+from optsd.files import parse_json, read_text, refuse_number
 from optsd.judge.expectations import (
     SCHEMA,
     Baselines,
@@ -23,7 +22,6 @@ from optsd.judge.expectations import (
     Tolerance,
     tolerance_for,
 )
-from optsd.judge.published import DEFAULT_TOLERANCE, as_expectations
 from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Workload, is_finite, record
 from optsd.variants import canonical
@@ -44,6 +42,9 @@ def read_all_claims(file: Path) -> tuple[Claims, ...]:
 
     Raises BadInput, naming file, row and remedy, for anything that is not as the schema says.
     """
+    from optsd.claims import files  # `optsd compare` reads no claims, and starts sooner without
+    from optsd.judge.published import DEFAULT_TOLERANCE, as_expectations
+
     data = files.load(file)
     if data.get("schema") == files.SCHEMA:
         published = files.from_data(data, file)
@@ -153,7 +154,7 @@ def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tole
 
 
 def _parse(file: Path, text: str) -> dict[str, Any]:
-    data = parse_json(text, str(file), "restore it from version control", lambda name: files.refuse_number(file, name))
+    data = parse_json(text, str(file), "restore it from version control", lambda name: refuse_number(file, name))
     return _is_of_schema_1(file, data)
 
 
