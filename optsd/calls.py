@@ -113,11 +113,11 @@ class _Alike(type):
 
 @cache
 def _with_parts(kind: type) -> type:
-    whole: Any = kind.forward  # type: ignore[attr-defined]
+    plain: Any = kind
 
-    @wraps(whole)  # diffusers reads the signature
+    @wraps(plain.forward)  # diffusers reads the signature
     def forward(self: nn.Module, *args: Any, instead_of_forward: Any = None, **kwargs: Any) -> Any:
-        return (instead_of_forward or whole)(self, *args, **kwargs)
+        return (instead_of_forward or plain.forward)(self, *args, **kwargs)
 
     known = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "forward": forward}
     return _Alike(kind.__name__, (_Interposed, kind), known)

@@ -20,7 +20,7 @@ TAKE_A_VALUE = frozenset(
     (
         *("--model", "--variant", "--device", "--dtype", "--preset", "--steps", "--guidance", "--size", "--batch-size"),
         *("--rounds", "--images", "--seed", "--seeds", "--worst", "--output", "--coco", "--metric-weights"),
-        *("--image-store", "--expected", "--repeat"),
+        *("--image-store", "--prompts", "--expected", "--repeat", "--claim-out"),
     )
 )
 """The options of conftest_plugins/ that take a value."""

@@ -94,7 +94,7 @@ from optsd.records import Workload
 pytest_plugins = ["conftest_plugins.options", "conftest_plugins.results", "conftest_plugins.verdicts"]
 
 def pytest_configure(config):
-    environment.machine = lambda: {"cpu": {"name": "×"}}
+    environment.machine = lambda *_: {"cpu": {"name": "×"}}
     config.stash[WORKLOAD] = Workload("shapes", "cpu", "float32", 20, 5.0, 64, 64, 4)
 """
 TEST = """

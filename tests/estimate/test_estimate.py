@@ -177,7 +177,7 @@ def test_a_measured_time_as_a_share(fused):
 def test_unknown_models(tmp_path, small):
     with pytest.raises(NotFound, match="no model 'nosuch'; use shapes, sd15"):
         estimate("nosuch", "baseline", small)
-    with pytest.raises(BadInput, match="is no diffusers pipeline"):
+    with pytest.raises(NotFound, match="model_index.json is missing; give a whole diffusers folder"):
         estimate(str(tmp_path), "baseline", small)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Mine"}))
     with pytest.raises(BadInput, match="pipeline class 'Mine', which diffusers lacks"):

@@ -44,6 +44,7 @@ def test_without_triton(monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr(compiling.anatomy, "denoiser", lambda pipe: pipe.unet)
+    monkeypatch.setattr(compiling.anatomy, "device", lambda module: module.device)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unsupported, match="needs triton"):
         Compile().check(SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))))

@@ -75,5 +75,5 @@ def test_nan_is_no_result(small_unet, bare) -> None:
 
 
 def test_nothing_converted(small_unet, bare) -> None:
-    with pytest.raises(NothingMatched, match="json converted no layer of the UNet; choose another"):
+    with pytest.raises(NothingMatched, match="json converted no layer of the unet; choose another"):
         Idle("x", "json").apply(bare(small_unet()))

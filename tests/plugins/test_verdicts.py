@@ -444,7 +444,7 @@ def test_workers_write_into_the_folder_of_their_run(pytester):
     pytester.makeconftest(
         f"import sys; sys.path.insert(0, {root!r})\n"
         "from optsd import report\nreport.write = print\n"
-        "from optsd.measure import environment\nenvironment.machine = dict\n"
+        "from optsd.measure import environment\nenvironment.machine = lambda *_: {}\n"
         + CONFTEST.format(**CPU).replace("50, 7.5, 512, 512, 4", "20, 5.0, 64, 64, 4")
         + "pytest_plugins = ['conftest_plugins.options', 'conftest_plugins.results', 'conftest_plugins.verdicts']\n"
     )

@@ -249,6 +249,6 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     blocked = Store(tmp_path / "file" / "store")
     with pytest.raises(BadInput, match="image store .* cannot be written .*; name another folder"):
-        next(blocked.ensure([_batch()], lambda batch: _images()))
+        blocked.fill([_batch()], lambda batch: _images())
     with pytest.raises(BadInput, match="cannot write .*; make room or give permission there"):
         blocked.put(_batch(), _images())
