@@ -144,6 +144,7 @@ class FusedQuantized:
         self.whole()
         for attention in list(self.module.modules()):
             for name in anatomy.FUSED_PROJECTIONS:
-                layer, origin = getattr(attention, name, None), getattr(attention, "to_k", None)
+                layer: Any = getattr(attention, name, None)
+                origin = getattr(attention, "to_k", None)
                 if plain_class(layer) is nn.Linear and isinstance(origin, QuantizedLayer):
                     setattr(attention, name, quantize_layer(layer, origin.bits, origin.group_size, origin.asked))

@@ -107,7 +107,8 @@ class QuantizedLayer(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self.saves_plain:
-            destination[f"{prefix}weight"] = self.weight.as_subclass(Tensor)
+            weight: Any = self.weight
+            destination[f"{prefix}weight"] = weight.as_subclass(Tensor)
             if self.bias is not None:
                 destination[f"{prefix}bias"] = self.bias.to(self.dtype)
             return

@@ -182,12 +182,16 @@ def test_unknown_models(tmp_path, small):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Mine"}))
     with pytest.raises(BadInput, match="pipeline class 'Mine', which diffusers lacks"):
         estimate(str(tmp_path), "baseline", small)
+    for component in ("unet", "vae"):
+        (tmp_path / component).mkdir()
+        (tmp_path / component / "config.json").write_text("{}")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["my_code", "Net"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match="takes 'unet' from 'my_code', code that would have to be trusted"):
         estimate(str(tmp_path), "baseline", small)
     index["unet"] = ["diffusers", "UNet2DConditionModel"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"down_block_types": ["NoSuchBlock"]}))
     with pytest.raises(BadInput, match="unet cannot be built"):
         estimate(str(tmp_path), "baseline", small)
 
