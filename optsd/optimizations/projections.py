@@ -92,9 +92,15 @@ def projections(attention: Any) -> list[nn.Linear]:
     """The layers of an attention layer that read the same input, if all of them are plain: else none."""
     names = ("to_k", "to_v") if anatomy.is_cross(attention) else ("to_q", "to_k", "to_v")
     layers: list[Any] = [getattr(attention, name, None) for name in names]
-    if not all(type(layer) is nn.Linear for layer in layers) or any(layer.weight.is_meta for layer in layers):
-        return []  # adapted, quantized, or offloaded for the moment
+    if not all(map(_is_plain, layers)) or any(layer.weight.is_meta for layer in layers):
+        return []  # adapted, quantized, hooked, or offloaded for the moment
     return layers if len({layer.bias is None for layer in layers}) == 1 else []
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a call of it is a product with its weight and nothing else: no hook, and no `forward` of its own."""
+    hooked = layer is not None and (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    return type(layer) is nn.Linear and not hooked
 
 
 def lay_together(attention: Any) -> None:
@@ -128,9 +134,8 @@ def _follows(before: Tensor, after: Tensor) -> bool:
 
 def project_together(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
     """What each layer gives for x, B×N×width to B×N×outputs: in one product where their weights lie together."""
-    plain = all(type(layer) is nn.Linear and not layer._forward_hooks for layer in layers)
     # A gradient would reach the first layer's weight alone.
-    if not plain or torch.is_grad_enabled() or anatomy.is_compiling() or not lie_together(layers):
+    if not all(map(_is_plain, layers)) or torch.is_grad_enabled() or anatomy.is_compiling() or not lie_together(layers):
         return tuple(layer(x) for layer in layers)
     first, rows = layers[0], [layer.out_features for layer in layers]
     size = (sum(rows), first.in_features)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optsd import anatomy, native
 from optsd.calls import Call, become, parts, plain_class
+from optsd.errors import Unsupported
 from optsd.patching import Interposed
 from optsd.state import PerPrompt
 
@@ -109,6 +110,11 @@ class Boundary:
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         inside = type_inside(call.module)
+        if inside == torch.float32:  # `to(float32)` leaves it as it is: only casting layer by layer asks for this
+            raise Unsupported(
+                "between quantized layers the type is bfloat16, and enable_layerwise_casting asks for float32",
+                "give it compute_dtype=torch.bfloat16, or call it before the technique is applied",
+            )
         sample = anatomy.argument(call.module, anatomy.SAMPLE, args, kwargs)
         names = anatomy.arguments(plain_class(call.module))
         output = call(
@@ -141,9 +147,9 @@ class Boundary:
         return cast(value, inside)
 
 
-def type_inside(module: nn.Module) -> torch.dtype:
-    """The floating-point type of a module's first parameter, which is never quantized."""
-    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+def type_inside(denoiser: Any) -> torch.dtype:
+    """The type that a denoiser computes in: of its parameters that are not quantized, or that which they are cast to."""
+    return denoiser.dtype
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -23,6 +23,7 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -247,6 +248,23 @@ def within(context: Callable[[], Any]) -> Act:
     return lambda pipe: Done(pipe, {}, context)
 
 
+def components_shared(pipe: Any) -> Done:
+    """As a web interface keeps one set of networks for all of its pipelines."""
+    made = StableDiffusionImg2ImgPipeline(**pipe.components, **UNCHECKED)
+    made.set_progress_bar_config(disable=True)
+    options = {"image": torch.full((1, 3, LATENTS, LATENTS), 0.5), "strength": 0.9, "num_inference_steps": 3}
+    return Done(made, options | {"height": None, "width": None})
+
+
+def hooked(pipe: Any) -> None:
+    """A user's own hooks: on the denoiser, and on every layer that a technique may have touched."""
+    for module in pipe.unet.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, arguments, output: output * 1.01)
+            module.register_forward_pre_hook(lambda module, arguments: (arguments[0] * 1.02, *arguments[1:]))
+    pipe.unet.register_forward_pre_hook(lambda module, arguments: (arguments[0] * 0.9, *arguments[1:]))
+
+
 def compiled(pipe: Any) -> None:
     pipe.unet = torch.compile(pipe.unet, backend="eager")
 
@@ -325,6 +343,14 @@ AFTER: dict[str, Act] = {
     "`to(torch.float32)`": plainly(lambda pipe: pipe.to(torch.float32)),
     "`to(torch.bfloat16)`": plainly(lambda pipe: pipe.to(torch.bfloat16)),
     "`load_state_dict`": plainly(other_weights),
+    "`torch.autocast` to bfloat16": within(lambda: torch.autocast("cpu", torch.bfloat16)),
+    "`channels_last`": plainly(lambda pipe: pipe.unet.to(memory_format=torch.channels_last)),
+    "`enable_layerwise_casting` to bfloat16": plainly(
+        lambda pipe: pipe.unet.enable_layerwise_casting(torch.bfloat16, compute_dtype=torch.float32)
+    ),
+    "`set_attn_processor`": plainly(lambda pipe: pipe.unet.set_attn_processor(AttnProcessor())),
+    "a user's own hooks": plainly(hooked),
+    "another pipeline of its components": components_shared,
     "`torch.compile(pipe.unet)`": plainly(compiled),
     "`copy.deepcopy`": copied,
     "`pickle`": pickled,
@@ -334,8 +360,10 @@ BEFORE = (
     "LoRA added",
     "LoRA scaled",
     "LoRA fused",
+    "LoRA unloaded",
     "IP-Adapter",
     "ControlNet",
+    "T2I-Adapter",
     "`from_pipe` to image-to-image",
     "`enable_model_cpu_offload`",
     "`enable_sequential_cpu_offload`",
@@ -344,9 +372,16 @@ BEFORE = (
     "`enable_attention_slicing`",
     "`fuse_qkv_projections`",
     "FreeU",
+    "VAE tiling and slicing",
     "`to(torch.bfloat16)`",
+    "`channels_last`",
+    "`enable_layerwise_casting` to bfloat16",
+    "`set_attn_processor`",
+    "a user's own hooks",
+    "another pipeline of its components",
     "`torch.compile(pipe.unet)`",
     "`copy.deepcopy`",
+    "`pickle`",
 )
 UNSEEN = {"nothing", "`torch.inference_mode()`", "LoRA unloaded", "`to(torch.float32)`", "`copy.deepcopy`", "`pickle`"}
 """Acts that change no picture, apart from those that only say how it is computed."""
