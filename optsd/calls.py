@@ -37,7 +37,8 @@ class Part(Protocol):
     """Stands before the calls of one module. It keeps no reference to it: `call.module` is the one that is called.
 
     It passes the call on, or gives `call(…, instead_of_forward=function)`: hooks and the parts behind it then meet the
-    call as ever, and `function(module, …)` computes what `forward` would.
+    call as ever, and `function(module, …)` computes what `forward` would. Where it has `converting`, that stands before
+    what `module.to(…)` does; where it has `copying`, that is asked before the module is copied or pickled.
     """
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any: ...
@@ -50,6 +51,9 @@ class _Interposed:
         return Call(self, len(parts(self)))(*args, **kwargs)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        for part in parts(self):  # type: ignore[arg-type]
+            if hasattr(part, "copying"):
+                part.copying()
         # The subclass is made here and has no place from which it could be imported.
         state = self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
         return _empty, (plain_class(self),), state

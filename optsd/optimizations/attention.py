@@ -160,6 +160,10 @@ class _Routed(TorchFunctionMode):
     ) -> Tensor:
         if dropout_p or is_causal or query.shape[:-2] != key.shape[:-2]:
             return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if torch.is_autocast_enabled(query.device.type):  # what it does to the arguments of the function itself
+            lower = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(lower), key.to(lower), value.to(lower)
+            attn_mask = attn_mask.to(lower) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
         return self.kernel(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)

@@ -250,6 +250,13 @@ class Steps:
         """Of 1000, whatever the transformer counts in."""
         return self.timestep
 
+    def copying(self) -> None:
+        """Raises Unsupported: diffusers' hooks give each module a `forward` that calls the module it was made for."""
+        raise Unsupported(
+            "a copy of a transformer with a step cache would compute with the layers of the original",
+            "undo the step cache, copy, and apply it to both",
+        )
+
     @torch.compiler.disable
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         timestep, text = (

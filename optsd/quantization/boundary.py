@@ -148,7 +148,7 @@ class Boundary:
 
 
 def type_inside(denoiser: Any) -> torch.dtype:
-    """The type that a denoiser computes in: of its parameters that are not quantized, or that which they are cast to."""
+    """The type that a denoiser computes in: that of its plain parameters, or that which they are cast to."""
     return denoiser.dtype
 
 
