@@ -42,8 +42,8 @@ def count_verdicts(results: Results) -> dict[str, int]:
     return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
 
 
-def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[str]]:
-    """The verdicts that stand alone; and of those about another workload one sentence for all of a file and reason."""
+def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[tuple[str, str]]]:
+    """The verdicts that stand alone; and of those about another workload (what, why) once for all of a file."""
 
     def why(verdict: Verdict) -> tuple[str, str]:
         return verdict.source.partition(": ")[0], verdict.note
@@ -51,7 +51,7 @@ def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[str]]:
     counts = Counter(why(verdict) for verdict in verdicts if verdict.status == "not comparable")
     here = [verdict for verdict in verdicts if verdict.status != "not comparable" or counts[why(verdict)] == 1]
     told = [
-        f"{count} figures of {source} cannot be compared: {reason}"
+        (f"{count} figures of {source} cannot be compared", reason)
         for (source, reason), count in counts.items()
         if count > 1
     ]
@@ -137,6 +137,30 @@ def _quality_in_words(keeping: dict[str, tuple[float, str]], variant: str) -> st
         return "quality was not measured"
     kept, name = keeping[variant]
     return f"keeps {figure(kept, 'fraction')} of {metric_of(name).label}, the quality metric that it hurts most"
+
+
+BUSY, LATE = 0.1, 3.0
+"""The share of the CPU that others may use before a run says so, and how many times its median a late round takes."""
+
+
+def disturbances(results: Results) -> list[str]:
+    """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run."""
+    said = []
+    load = results.machine.get("load")
+    share = load.get("others_cpu_share") if isinstance(load, dict) else None
+    if isinstance(share, float) and share > BUSY:
+        said.append(f"Others used {share:.0%} of the CPU while this was measured.")
+    late = [
+        (max(row.samples) / row.value, row.variant)
+        for row in results.measurements
+        if row.metric == "latency_s" and row.value and row.samples and max(row.samples) > LATE * row.value
+    ]
+    if late:
+        times, variant = max(late)
+        said.append(
+            f"A round of {variant} took {times:.0f} times its median (variants with such a round: {len(late)})."
+        )
+    return said
 
 
 def missing(results: Results) -> list[str]:

@@ -10,7 +10,6 @@ from optsd.report.drawing import COLOURS
 
 _DISTANCES = (7.0, 13.0, 21.0, 32.0, 46.0)  # points
 _ANGLES = (0, 180, 45, 315, 135, 225, 90, 270)  # degrees; beside a point a name reads best
-_MOST_LISTED = 24
 
 
 def place_labels(axes: Axes, names: Sequence[tuple[str, tuple[float, float], str]]) -> None:
@@ -44,35 +43,6 @@ def place_labels(axes: Axes, names: Sequence[tuple[str, tuple[float, float], str
                     arrowprops=line if distance > _DISTANCES[0] else None,
                 )  # fmt: skip
                 break
-
-
-def list_beside(axes: Axes, x: float, names: Sequence[tuple[str, float, str]]) -> None:
-    """Write each (name, y, gid) right of the axes, in the order of y, none over another, with a line to (x, y)."""
-    if len(names) > _MOST_LISTED:
-        return  # the tooltip names each
-    low, high = axes.get_ylim()
-    gap = 1 / max(len(names) - 1, 16)  # of the height
-    places: list[float] = []
-    ordered = sorted(names, key=lambda item: item[1])
-    for _, y, _ in ordered:
-        places.append(max((y - low) / (high - low), places[-1] + gap if places else 0.0))
-    # What was pushed over the top pushes the others down.
-    for place in range(len(places) - 1, -1, -1):
-        ceiling = 1.0 if place == len(places) - 1 else places[place + 1] - gap
-        places[place] = min(places[place], ceiling)
-    line = {
-        "arrowstyle": "-",
-        "color": COLOURS["muted"],
-        "linewidth": 0.6,
-        "shrinkA": 1,
-        "shrinkB": 4,
-        "relpos": (0, 0.5),
-    }
-    for (name, y, gid), height in zip(ordered, places, strict=True):
-        axes.annotate(
-            name, (x, y), (1.04, height), textcoords="axes fraction", fontsize=8, va="center", gid=gid, arrowprops=line,
-            annotation_clip=False,
-        )  # fmt: skip
 
 
 def _candidates(x: float, y: float, width: float, height: float, scale: float) -> Iterator[tuple[Bbox, float]]:

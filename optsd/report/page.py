@@ -18,12 +18,11 @@ from optsd.files import write_atomically
 from optsd.records import Measurement, Results, Verdict
 from optsd.report import pictures
 from optsd.report.drawing import Drawing
-from optsd.report.findings import STATUSES, answers, count_verdicts, missing, set_apart, sign_of
+from optsd.report.findings import STATUSES, answers, count_verdicts, disturbances, missing, set_apart, sign_of
 from optsd.report.tables import all_variants, figure, index, interval, metric_of, overview
-from optsd.report.text import describe
+from optsd.report.text import describe, in_words
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SECTIONS = {"trade-offs": "Trade-offs", "speed": "Time", "memory": "Memory"}
 
 
 def write(results: Results, drawings: Sequence[Drawing], folder: Path) -> None:
@@ -37,6 +36,7 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
     variants, rows = all_variants(results), index(results)
     number_of = {variant: number for number, variant in enumerate(variants)}
     here, elsewhere = set_apart(results.verdicts)
+    table = overview(results)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -58,16 +58,18 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         answers=answers(results),
         counts=count_verdicts(replace(results, verdicts=tuple(here))),
         missing=missing(results),
-        table=overview(results),
+        table=table,
         verdicts=sorted((_verdict(row, rows) for row in here), key=lambda item: item["rank"]),
         elsewhere=elsewhere,
+        disturbances=disturbances(results),
+        asides=dict.fromkeys(cell.aside for column in table.columns for cell in column.cells if cell.aside),
+        machine=in_words(results.machine),
         bounds=sorted(map(_bound, results.bounds), key=lambda item: item["rank"]),
         estimated=results.workload.is_estimate,
-        sections=[
-            (name, title, [(d, Markup(d.inline)) for d in drawings if d.section == name])
-            for name, title in _SECTIONS.items()
-            if any(drawing.section == name for drawing in drawings)
-        ],
+        sections={
+            name: [(drawing, Markup(drawing.inline)) for drawing in drawings if drawing.section == name]
+            for name in dict.fromkeys(drawing.section for drawing in drawings)
+        },
         techniques=[_technique(results, variant) for variant in variants],
         gallery=_gallery(results, number_of, folder),
         shape=shape_of,

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
 from optsd.files import write_atomically
 from optsd.records import Results
 from optsd.report.drawing import COLOURS, STYLE, Drawing, finish, new_figure, printable
-from optsd.report.labels import list_beside
 from optsd.report.runs import Run, prepare, said, style_of
 from optsd.report.tables import figure, metric_of, scale_for
 from optsd.report.tradeoffs import trade_offs
@@ -157,12 +155,13 @@ def latencies(run: Run) -> Drawing | None:
 
 
 def waterfall(run: Run) -> Drawing | None:
-    """From the baseline's seconds to those of the fastest combination, one technique at a time."""
+    """From the baseline's seconds to those of the fastest combination, by the paired speedups."""
     chain = chain_to_fastest(run)
     if len(chain) < 3:
         return None
     number_of = {variant: number for number, variant in enumerate(run.variants)}
-    seconds = [run.rows[variant, "latency_s"].value or 0.0 for variant in chain]
+    whole = run.rows["baseline", "latency_s"].value or 0.0
+    seconds = [whole, *(whole / (run.rows[variant, "speedup"].value or 1.0) for variant in chain[1:])]
     page, axes = _bars([(number_of[chain[0]], ""), *((0, "") for _ in chain[1:]), (0, "")])
     names = [chain[0], *(_added(before, after) for before, after in pairwise(chain)), chain[-1]]
     axes.set_yticks(range(len(names)), [printable(name) for name in names])
@@ -190,9 +189,9 @@ def waterfall(run: Run) -> Drawing | None:
 
 def chain_to_fastest(run: Run) -> list[str]:
     """baseline, …, the fastest combination: each a measured subset of the next, the fastest of its size."""
-    timed = {variant: rows[0].value or 0.0 for _, variant, rows in run.having("latency_s")}
+    timed = {variant: 1 / (rows[0].value or 1.0) for _, variant, rows in run.having("speedup") if variant != "baseline"}
     joined = [variant for variant in timed if "+" in variant]
-    if "baseline" not in timed or not joined:
+    if ("baseline", "latency_s") not in run.rows or not joined:
         return []
     chain = [min(joined, key=lambda variant: timed[variant])]
     while chain[0] != "baseline":
@@ -210,39 +209,31 @@ def _added(before: str, after: str) -> str:
 
 
 def memory_over_run(run: Run) -> Drawing | None:
-    """Memory in use after each denoising step of the memory pass and at its end, and the peak in between."""
+    """From what is in use after the first denoising step to what is at the end, and the peak; a row a variant."""
     found = [item for item in run.having("peak_memory_bytes") if len(item[2][0].samples) > 1]
     if not found:
         return None
     values = [reading for _, _, rows in found for reading in (*rows[0].samples, rows[0].value or 0.0)]
     scale = scale_for("B", [value for value in values if value > 0])
-    page = new_figure(3.3)
-    axes = page.add_subplot()
-    longest = max(len(rows[0].samples) for _, _, rows in found)
-    labels, ends = {}, []
-    for number, variant, rows in found:
-        colour, marker, hollow = style_of(variant)
-        samples, peak = [reading / scale.divisor for reading in rows[0].samples], (rows[0].value or 0) / scale.divisor
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "markerfacecolor": COLOURS["surface"] if hollow else colour,
-        }
-        axes.plot(range(1, len(samples) + 1), samples, linewidth=1.2, markersize=3.5, gid=f"part-{number}", **look)
-        axes.plot([longest + 1], [peak], markersize=5.5, gid=f"point-{number}", linestyle="", **look)
-        ends.append((printable(variant), peak, f"part-{number}"))
+    page, axes = _bars([(number, variant) for number, variant, _ in found])
+    labels = {}
+    for place, (number, variant, rows) in enumerate(found):
+        colour = style_of(variant)[0]
+        first, *_, last = (reading / scale.divisor for reading in rows[0].samples)
+        peak = (rows[0].value or 0.0) / scale.divisor
+        bar = {"color": colour, "linewidth": 5, "alpha": 0.3, "solid_capstyle": "butt"}
+        axes.plot([first, peak], [place, place], gid=f"part-{number}", **bar)
+        for at, mark in ((first, "|"), (last, "o")):
+            hollow = {"markerfacecolor": COLOURS["surface"], "markeredgecolor": colour}
+            axes.plot(at, place, mark, color=colour, markersize=7, gid=f"part-{number}", **hollow)
+        axes.plot(peak, place, "o", markersize=6, color=colour, gid=f"point-{number}", zorder=3)
         labels[f"point-{number}"] = (
             f"{variant}: {figure(rows[0].samples[0], 'B')} after the first step, "
             f"{figure(rows[0].samples[-1], 'B')} at the end, peak {figure(rows[0].value or 0.0, 'B')}"
         )
-    axes.set_xlim(0.7, longest + 1.4)
-    axes.set_ylim(bottom=0)
-    axes.set_xticks(range(1, longest + 2), [*(str(step) for step in range(1, longest)), "end", "peak"])
-    list_beside(axes, longest + 1, ends)
     title = "Memory over a run"
     axes.set_title(title)
-    axes.set_xlabel("after this step of the memory pass")
-    axes.set_ylabel(scale.unit)
+    axes.set_xlabel(f"{scale.unit}: after the first step (line), at the end (ring), peak (disc)")
     return finish(page, "memory-over-run", "memory", title, _words(title, labels), labels)
 
 

@@ -8,9 +8,13 @@ from optsd.metrics import METRICS, Metric, metric
 from optsd.records import Measurement, Results
 
 MAIN = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
-"""The columns that a table has even if nothing was measured: then it says why."""
-
 QUALITY = tuple(name for name, row in METRICS.items() if row.kind == "quality")
+SIDE_BY_SIDE = (
+    "the seconds alone would give another speedup: it compares rounds that ran side by side, "
+    "and the machine was not the same all the time"
+)
+BESIDE_SPEED = ("objects_right", "clip", "fid")
+"""The first of these that was measured stands beside the speedup: what the speed has cost."""
 
 _BYTE_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 
@@ -76,6 +80,7 @@ class Cell:
     interval: str = ""
     note: str = ""
     best: bool = False
+    aside: str = ""  # what a reader of this row would stumble over
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,14 @@ def not_there(results: Results) -> str:
 
 
 def overview(results: Results) -> Table:
-    """The main table: speed, memory and size always, and each quality metric that any variant has."""
+    """The main table: speed, what it cost, memory and size if the run was about them, and all of quality."""
     rows = index(results)
     variants = all_variants(results)
+    tried = {name for _, name in rows}
     measured = {name for (_, name), row in rows.items() if row.value is not None}
-    names = [*MAIN, *(name for name in QUALITY if name in measured)]
+    cost = next((name for name in BESIDE_SPEED if name in measured), "")
+    order = dict.fromkeys([*MAIN[:2], *([cost] if cost else []), *MAIN[2:], *QUALITY])
+    names = [name for name in order if name in (tried if name in MAIN else measured)] or ["latency_s"]
     return Table(variants, tuple(_column(name, variants, rows, results) for name in names))
 
 
@@ -147,10 +155,29 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
         interval = ""
         if row.low is not None and row.high is not None:
             interval = f"[{scale.write(row.low)}, {scale.write(row.high)}]"
-        # A best that half of the variants share says nothing.
-        marked = row.value == best and values.count(best) * 2 < len(values)
-        cells.append(Cell(scale.write(row.value), row.value, interval, row.note, marked))
+        # A best that half of the variants share says nothing, and so does one that may as well be the baseline's.
+        marked = row.value == best and values.count(best) * 2 < len(values) and _stands_out(row, rows)
+        aside = _disagreement(row, rows) if name == "speedup" else ""
+        cells.append(Cell(scale.write(row.value), row.value, interval, row.note, marked, aside))
     return Column(name, about.label, scale.unit, about.better, tuple(cells))
+
+
+def _stands_out(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> bool:
+    """Whether it is another's than the baseline's, and their intervals have nothing in common, where they have one."""
+    base = rows.get(("baseline", row.metric))
+    if row.variant == "baseline":
+        return False
+    if base is None or None in (row.low, row.high, base.low, base.high):
+        return True
+    return row.low > base.high or row.high < base.low  # type: ignore[operator]
+
+
+def _disagreement(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> str:
+    """Why the seconds of a row do not give its speedup, where they do not even fall into its interval."""
+    base, own = rows.get(("baseline", "latency_s")), rows.get((row.variant, "latency_s"))
+    if base is None or own is None or not base.value or not own.value or row.low is None or row.high is None:
+        return ""
+    return "" if row.low <= base.value / own.value <= row.high else SIDE_BY_SIDE
 
 
 def figure(value: float, unit: str) -> str:

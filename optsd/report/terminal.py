@@ -9,8 +9,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optsd.records import Results
-from optsd.report.findings import answers, count_verdicts, sign_of
-from optsd.report.tables import MAIN, Column, Table, overview
+from optsd.report.findings import answers, count_verdicts, disturbances, sign_of
+from optsd.report.tables import BESIDE_SPEED, MAIN, Column, Table, overview
 
 WIDTH_IN_A_PIPE = 100
 
@@ -34,6 +34,8 @@ def print_table(results: Results, console: Console) -> None:
     """One table, variants down and metrics across; below it, why a `-` stands there, and the verdicts."""
     with _wide_enough(console):
         table = overview(results)
+        for told in disturbances(results):
+            console.print(Text(told, style="yellow"))
         if not table.variants:
             console.print(Text("Nothing was measured."))
         else:
@@ -94,11 +96,11 @@ def _print_findings(results: Results, console: Console) -> None:
 def _fit(table: Table, width: int) -> tuple[list[Column], list[Column]]:
     """The columns that fit, and those that do not: the dearest are kept, and the order stays."""
     room = width - max(len(name) for name in ["variant", *table.variants])
-    order = [*MAIN, *_DEAR]
+    order = [*MAIN[:2], *BESIDE_SPEED[:1], *MAIN[2:], *_DEAR]
     ranked = sorted(table.columns, key=lambda column: (*order, column.metric).index(column.metric))
     kept, full = set(), False
     for column in ranked:
-        needed = _GAP + max(len(line) for line in [*_heading(column), *map(" ".join, _texts(column))])
+        needed = _GAP + _width(column)
         full = full or needed > room
         if not full:
             kept.add(column.metric)
@@ -121,6 +123,13 @@ def _texts(column: Column) -> list[tuple[str, ...]]:
     return [(cell.text, cell.interval) if with_interval and cell.interval else (cell.text,) for cell in column.cells]
 
 
+def _width(column: Column) -> int:
+    noted = [
+        " ".join(texts) + "(1)" * bool(cell.aside) for texts, cell in zip(_texts(column), column.cells, strict=True)
+    ]
+    return max(len(line) for line in [*_heading(column), *noted])
+
+
 def _cell(column: Column, row: int, notes: dict[str, int], plain: bool) -> Text:
     cell = column.cells[row]
     if cell.value is None:
@@ -128,7 +137,11 @@ def _cell(column: Column, row: int, notes: dict[str, int], plain: bool) -> Text:
         return Text(f"-{_mark(number, plain)}", style="dim")
     figure, *interval = _texts(column)[row]
     shown = Text.assemble((figure, "bold green" if cell.best else ""))
-    return shown.append(f" {interval[0]}", "dim") if interval else shown
+    if interval:
+        shown.append(f" {interval[0]}", "dim")
+    if cell.aside:
+        shown.append(_mark(notes.setdefault(cell.aside, len(notes) + 1), plain), "dim")
+    return shown
 
 
 def _mark(number: int, plain: bool) -> str:

@@ -3,11 +3,13 @@
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from optsd.files import write_atomically
 from optsd.records import Results, Verdict, Workload
-from optsd.report.findings import answers, count_verdicts, missing, set_apart, sign_of
+from optsd.report.findings import answers, count_verdicts, disturbances, missing, set_apart, sign_of
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
 _FAILING = ("missed", "regressed", "differs", "unattainable")
@@ -29,9 +31,26 @@ def describe(workload: Workload) -> str:
     )
 
 
+def in_words(machine: Mapping[str, Any]) -> list[str]:
+    """The machine as a person would describe it, a line each; what a record lacks is left out."""
+    cpu, gpus, versions = (machine.get(name) or {} for name in ("cpu", "gpus", "versions"))
+    said = []
+    if isinstance(cpu, Mapping) and cpu.get("name"):
+        cores = cpu.get("usable_cores") or cpu.get("logical_cores")
+        said.append(f"{cpu['name']}, {cores} cores" if cores else str(cpu["name"]))
+        if flags := cpu.get("flags"):
+            said[-1] += f" ({', '.join(map(str, flags))})"
+    if isinstance(memory := machine.get("memory_bytes"), int | float):
+        said.append(f"{figure(memory, 'B')} of memory")
+    said.append(", ".join(str(gpu.get("name", gpu)) for gpu in gpus) if gpus else "no GPU")
+    known = [f"{name} {versions[name]}" for name in ("python", "torch", "diffusers", "optsd") if name in versions]
+    said.append(", ".join(filter(None, [str(machine.get("system") or ""), *known])))
+    return [line for line in said if line]
+
+
 def table_md(results: Results) -> str:
     """The main table with every quality column, the reasons for each `-`, and every verdict."""
-    parts = [f"Workload: {escape(describe(results.workload))}", _figures(results)]
+    parts = [f"Workload: {escape(describe(results.workload))}", *map(escape, disturbances(results)), _figures(results)]
     here, elsewhere = set_apart(results.verdicts)
     if here:
         rows = [
@@ -43,7 +62,7 @@ def table_md(results: Results) -> str:
         ]  # fmt: skip
         heads = ["status", "variant", "metric", "measured", "expected", "tolerance", "source", "note"]
         parts.append(_table(heads, rows, "lllrrlll"))
-    parts.append("\n".join(f"- ≠ {escape(told)}" for told in elsewhere))
+    parts.append("\n".join(f"- ≠ {escape(f'{told}: {why}')}" for told, why in elsewhere))
     if results.bounds and elsewhere:
         beyond = sum(row.get("status") == "unattainable" for row in results.bounds)
         parts.append(escape(f"Of {len(results.bounds)} claims with a bound {beyond} are beyond it: see index.html."))
@@ -60,6 +79,7 @@ def summary_md(results: Results) -> str:
     if counts:
         listed = ", ".join(f"{sign_of(status)[0]} {count} {escape(status)}" for status, count in counts.items())
         parts.append(f"Claims and baselines: {listed}")
+    parts += map(escape, disturbances(results))
     parts.append("\n".join(_failed(row) for row in results.verdicts if row.status in _FAILING))
     parts.append(_figures(results))
     gaps = missing(results)
@@ -112,7 +132,10 @@ def _figures(results: Results) -> str:
 def _cell(column: Column, cell: Cell, notes: dict[str, int]) -> str:
     if cell.value is None:
         return f"- ({notes.setdefault(cell.note, len(notes) + 1)})"
-    return f"{cell.text} {cell.interval}".rstrip() if column.metric == "speedup" else cell.text
+    if column.metric != "speedup":
+        return cell.text
+    aside = f" ({notes.setdefault(cell.aside, len(notes) + 1)})" if cell.aside else ""
+    return f"{cell.text} {cell.interval}".rstrip() + aside
 
 
 def _table(heads: list[str], rows: list[list[str]], sides: str) -> str:

@@ -9,15 +9,14 @@ from optsd.report.runs import Run, said, style_of
 from optsd.report.tables import metric_of, scale_for
 
 TRADED = (
-    "fid", "fid_shapes", "objects_right", "clip", "lpips", "clip_shapes", "lpips_shapes", "psnr_db", "ssim",
+    "objects_right", "lpips", "clip", "fid", "lpips_shapes", "clip_shapes", "fid_shapes", "psnr_db", "ssim",
 )  # fmt: skip
-"""The quality metrics to trade for, dearest first; the first `_MOST_TRADED` that were measured are drawn."""
-_MOST_TRADED = 3
+"""The quality metrics to trade for: the first that was measured is drawn, the table has the others."""
 
 
 def trade_offs(run: Run) -> list[Drawing]:
-    """For each quality metric one plot against speed and one against memory."""
-    traded = [name for name in TRADED if len(run.having(name)) > 1][:_MOST_TRADED]
+    """What speed costs in quality, and what memory does."""
+    traded = [name for name in TRADED if len(run.having(name)) > 1][:1]
     costs = (("speedup", "speed"), ("peak_memory_bytes", "memory"))
     return [drawing for name in traded for cost, word in costs if (drawing := trade(run, cost, name, word)) is not None]
 
@@ -89,6 +88,9 @@ class _Axis:
         unit = f" ({self.scale.unit})" if self.scale.unit not in ("", "×") else ""
         # Of the upright axis the label is turned, and with it the arrow.
         getattr(axes, f"set_{which}label")(f"{self.about.label}{unit}, {self.about.better} is better →")
-        axes.margins(0.12)
+        # By the points, not by their intervals, which would squash them: an interval may leave the plot.
+        low, high = min(self.values), max(self.values)
+        room = max(0.16 * (high - low), 0.01 * max(abs(low), abs(high)), 1e-9)
+        getattr(axes, f"set_{which}lim")(low - room, high + room)
         if self.sign < 0:
             getattr(axes, f"invert_{which}axis")()

@@ -26,8 +26,8 @@ def test_one_line_a_file_and_reason():
     )
     assert verdicts == [here, *foreign(1, "claims/tome.json")]  # a row alone is a line already
     assert told == [
-        f"30 figures of claims/guide.json cannot be compared: {WHY}",
-        "2 figures of claims/guide.json cannot be compared: 4 steps instead",
+        ("30 figures of claims/guide.json cannot be compared", WHY),
+        ("2 figures of claims/guide.json cannot be compared", "4 steps instead"),
     ]
 
 

@@ -1,7 +1,7 @@
 import dataclasses
 
 from optsd.records import Measurement, Verdict
-from optsd.report.findings import answers, count_verdicts, missing, sign_of
+from optsd.report.findings import answers, count_verdicts, disturbances, missing, sign_of
 
 
 def with_retention(results, kept: dict[str, float]):
@@ -83,3 +83,14 @@ def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
     assert counts["puzzling"] == 1
     assert sum(counts.values()) == len(results.verdicts) + 1
     assert sign_of("puzzling") == ("?", "unknown")
+
+
+def test_a_run_that_met_others_says_so(results):
+    busy = dataclasses.replace(results, machine={**results.machine, "load": {"others_cpu_share": 0.4}})
+    assert disturbances(busy) == ["Others used 40% of the CPU while this was measured."]
+    row = results.get("int8", "latency_s")
+    late = dataclasses.replace(row, samples=(*row.samples, 11 * row.value))
+    rows = tuple(late if each is row else each for each in results.measurements)
+    (told,) = disturbances(dataclasses.replace(results, measurements=rows))
+    assert told == "A round of int8 took 11 times its median (variants with such a round: 1)."
+    assert disturbances(results) == []

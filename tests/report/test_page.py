@@ -39,7 +39,7 @@ def text(written):
 def test_the_folder_has_the_page_tables_plots_and_contact_sheet(written):
     names = {file.name for file in written.iterdir()}
     assert names >= {"index.html", "table.md", "table.csv", "summary.md", "contact-sheet.png", "plots"}
-    assert len(list((written / "plots").glob("*.svg"))) == len(list((written / "plots").glob("*.png"))) == 12
+    assert len(list((written / "plots").glob("*.svg"))) == len(list((written / "plots").glob("*.png"))) == 8
 
 
 def test_the_page_is_one_small_file_that_asks_nothing_of_a_network(text):
@@ -154,3 +154,17 @@ def test_the_same_results_give_the_same_bytes_in_another_process(make_results, t
 
 def test_trees_lists_and_plain_values_are_told_apart():
     assert [page.shape_of(value) for value in ({}, [], (), "text", None, 3)] == ["tree", "list", "list", *["text"] * 3]
+
+
+def test_what_is_read_first_comes_first(text):
+    order = [text.index(f'<section id="{name}">') for name in ("answer", "figures", "trade-offs", "pictures", "claims")]
+    assert order == sorted(order)
+    assert (
+        text.index('<section id="claims">') < text.index('<section id="speed">') < text.index('<section id="evidence">')
+    )
+
+
+def test_every_figure_of_a_card_has_its_name(text, results):
+    """On a phone a row is a card, and its headings are these."""
+    for label in ("s / image", "speedup, ×", "objects right, %", "peak memory, MiB"):
+        assert text.count(f'data-label="{label}"') == len(results.variants)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.records import Measurement
-from optsd.report.tables import all_variants, figure, interval, metric_of, overview, scale_for
+from optsd.report.tables import SIDE_BY_SIDE, all_variants, figure, interval, metric_of, overview, scale_for
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -49,9 +49,45 @@ def test_the_overview_says_why_a_figure_is_missing(results):
     assert "fid" not in [column.metric for column in table.columns]  # nobody has it: no column of dashes
 
 
-def test_the_main_columns_are_there_even_if_nothing_was_measured(results):
+def test_what_a_run_was_not_about_has_no_column_and_what_it_failed_at_has_one(results):
+    sizes = [row for row in results.measurements if row.metric in ("weight_bytes", "disk_bytes")]
+    table = overview(dataclasses.replace(results, measurements=tuple(sizes)))
+    assert [column.metric for column in table.columns] == ["weight_bytes", "disk_bytes"]
+    tried = dataclasses.replace(
+        results.get("int8", "peak_memory_bytes"), value=None, samples=(), note="others are there"
+    )
+    table = overview(dataclasses.replace(results, measurements=(*sizes, tried)))
+    assert [column.metric for column in table.columns][0] == "peak_memory_bytes"
+
+
+def test_what_speed_costs_stands_beside_it(results):
+    assert [column.metric for column in overview(results).columns][:3] == ["latency_s", "speedup", "objects_right"]
+
+
+def test_nothing_is_bold_inside_the_noise(results):
+    def with_interval(row, low, high):
+        return dataclasses.replace(row, low=low, high=high) if row.metric == "speedup" else row
+
+    noisy = tuple(with_interval(row, 0.5, 3.0) for row in results.measurements)
+    speedup = overview(dataclasses.replace(results, measurements=noisy)).columns[1]
+    assert not any(cell.best for cell in speedup.cells)
+
+
+def test_seconds_that_disagree_with_the_speedup_say_why(results):
+    def slowed(row):
+        late = row.metric == "latency_s" and row.variant == "int8"
+        return dataclasses.replace(row, value=row.value * 1.5) if late else row
+
+    rows = tuple(map(slowed, results.measurements))
+    speedup = overview(dataclasses.replace(results, measurements=rows)).columns[1]
+    place = results.variants.index("int8")
+    assert [cell.aside for cell in speedup.cells if cell.aside] == [SIDE_BY_SIDE]
+    assert speedup.cells[place].aside == SIDE_BY_SIDE
+
+
+def test_if_nothing_was_measured_one_column_says_why(results):
     table = overview(dataclasses.replace(results, measurements=(), images=(), complete=False))
-    assert [column.metric for column in table.columns][:2] == ["latency_s", "speedup"]
+    assert [column.metric for column in table.columns] == ["latency_s"]
     assert table.columns[0].cells[0].note == "the run did not get that far"
     assert "not part of this run" in overview(dataclasses.replace(results, measurements=())).columns[0].cells[0].note
 

@@ -2,7 +2,7 @@ import csv
 import dataclasses
 import io
 
-from optsd.report.text import escape, summary_md, table_csv, table_md
+from optsd.report.text import escape, in_words, summary_md, table_csv, table_md
 
 
 def test_the_csv_has_every_figure_unrounded_with_its_note(results):
@@ -49,3 +49,18 @@ def test_the_summary_of_a_run_that_was_cut_off_says_what_is_missing(cut_off):
 
 def test_backticks_in_the_command_do_not_end_its_code_span(results):
     assert "`` echo `date` ``" in summary_md(dataclasses.replace(results, command="echo `date`"))
+
+
+def test_the_machine_in_words_and_units():
+    machine = {
+        "system": "Linux",
+        "cpu": {"name": "AMD EPYC", "usable_cores": 2, "flags": ["avx2"]},
+        "memory_bytes": 24 * 2**30,
+        "gpus": [],
+        "versions": {"python": "3.11.7", "torch": "2.15.0", "scipy": "1"},
+    }
+    assert in_words(machine) == [
+        "AMD EPYC, 2 cores (avx2)", "24.0\N{NO-BREAK SPACE}GiB of memory", "no GPU", "Linux, python 3.11.7, torch 2.15.0",
+    ]  # fmt: skip
+    assert in_words({}) == ["no GPU"]
+    assert in_words({"gpus": [{"name": "NVIDIA H100"}]}) == ["NVIDIA H100"]

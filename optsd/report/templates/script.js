@@ -64,6 +64,13 @@
     }));
   }
 
+  /* Which tables go on to the right. */
+  for (const box of all(".scroll")) {
+    const look = () => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+    box.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(box);
+  }
+
   /* Verdicts by status and by text. */
   const verdicts = all("#verdicts tbody tr");
   let status = "";
