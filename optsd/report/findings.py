@@ -157,9 +157,7 @@ def disturbances(results: Results) -> list[str]:
     ]
     if late:
         times, variant = max(late)
-        said.append(
-            f"A round of {variant} took {times:.0f} times its median (variants with such a round: {len(late)})."
-        )
+        said.append(f"A round of {variant} took {times:.0f} times its median (variants with one: {len(late)}).")
     return said
 
 

@@ -92,5 +92,5 @@ def test_a_run_that_met_others_says_so(results):
     late = dataclasses.replace(row, samples=(*row.samples, 11 * row.value))
     rows = tuple(late if each is row else each for each in results.measurements)
     (told,) = disturbances(dataclasses.replace(results, measurements=rows))
-    assert told == "A round of int8 took 11 times its median (variants with such a round: 1)."
+    assert told == "A round of int8 took 11 times its median (variants with one: 1)."
     assert disturbances(results) == []

@@ -57,7 +57,7 @@ def test_what_a_run_was_not_about_has_no_column_and_what_it_failed_at_has_one(re
         results.get("int8", "peak_memory_bytes"), value=None, samples=(), note="others are there"
     )
     table = overview(dataclasses.replace(results, measurements=(*sizes, tried)))
-    assert [column.metric for column in table.columns][0] == "peak_memory_bytes"
+    assert table.columns[0].metric == "peak_memory_bytes"
 
 
 def test_what_speed_costs_stands_beside_it(results):

@@ -60,7 +60,8 @@ def test_the_machine_in_words_and_units():
         "versions": {"python": "3.11.7", "torch": "2.15.0", "scipy": "1"},
     }
     assert in_words(machine) == [
-        "AMD EPYC, 2 cores (avx2)", "24.0\N{NO-BREAK SPACE}GiB of memory", "no GPU", "Linux, python 3.11.7, torch 2.15.0",
+        "AMD EPYC, 2 cores (avx2)", "24.0\N{NO-BREAK SPACE}GiB of memory", "no GPU",
+        "Linux, python 3.11.7, torch 2.15.0",
     ]  # fmt: skip
     assert in_words({}) == ["no GPU"]
     assert in_words({"gpus": [{"name": "NVIDIA H100"}]}) == ["NVIDIA H100"]
