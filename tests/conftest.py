@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "runs"]
 
 # The same examples each time, however slow the machine and whichever tests run.
 settings.register_profile(

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optsd.errors import BadInput
 from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
@@ -186,13 +187,20 @@ def _other_machine(row: Row, run: Run, results: Results) -> str:
     now = identity(results.machine, results.workload.device)
     if now.get("threads") is None:  # the main process of `-n` workers has no torch, and times nothing
         now["threads"] = run.identity.get("threads")
-    differences = [
-        f"{key} {now.get(key)} instead of {then}" for key, then in run.identity.items() if now.get(key) != then
-    ]
+    differences = [_difference(key, now.get(key), then) for key, then in run.identity.items() if now.get(key) != then]
     then, ran = run.kernels.get(row.variant), kernels(results).get(row.variant)
     if then != ran and ran is not None:
         differences.append(f"attention kernel {ran} instead of {then}")
     return ", ".join(differences)
+
+
+def _difference(key: str, now: Any, then: Any) -> str:
+    """`cores 2 instead of 4`; of two lists what is in one of them only: `avx_vnni is new`."""
+    if not isinstance(now, list | tuple) or not isinstance(then, list | tuple):
+        return f"{key} {now} instead of {then}"
+    changed = [f"{each} is new" for each in now if each not in then]
+    changed += [f"{each} is gone" for each in then if each not in now]
+    return f"{key}: {', '.join(changed)}" if changed else f"{key} in another order"
 
 
 def is_noise_floor(found: Measurement) -> bool:
@@ -210,6 +218,11 @@ def _why_no_baseline(baselines: Baselines | None, run: Run | None, variant: str,
 
 
 def _change_text(worse: Worsening) -> str:
-    if worse.relative:
-        return f"{worse.value - 1:+.1%} worse ({worse.low - 1:+.1%} to {worse.high - 1:+.1%})"
-    return f"{worse.value:+.3g} worse ({worse.low:+.3g} to {worse.high:+.3g})"
+    """`1.4% better (3.1% better to 0.2% worse)`."""
+
+    def said(amount: float) -> str:
+        size = f"{abs(amount):.1%}" if worse.relative else f"{abs(amount):.3g}"
+        return f"{size} {'worse' if amount > 0 else 'better'}" if amount else "the same"
+
+    value, low, high = (end - 1 if worse.relative else end for end in (worse.value, worse.low, worse.high))
+    return f"{said(value)} ({said(low)} to {said(high)})"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from optsd.judge.expectations import GUIDE_TOLERANCES, Baselines, Row, Tolerance
 from optsd.judge.recording import as_baselines
-from optsd.judge.regressions import RECORDED, TIMED, judge_regressions, noise_floor, worsening
+from optsd.judge.regressions import RECORDED, TIMED, _difference, judge_regressions, noise_floor, worsening
 from optsd.judge.verdicts import ABSENT, FAILING, PASSING, failing, nothing_was_judged
 from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Measurement, Results
@@ -35,7 +35,7 @@ def test_a_third_slower_is_regressed_and_says_by_how_much(make_run, recorded):
     verdicts = judge_regressions(recorded, make_run({"int8": 1.4 / 1.3, "flash": 1.2}, seed=2))
     assert statuses(verdicts) == {"int8": "regressed", "flash": "ok"}
     found = verdict_of(verdicts, "int8", "speedup")
-    assert "+30" in found.note or "+29" in found.note
+    assert "30." in found.note or "29." in found.note
     assert found.source == "test.json: int8 speedup"
     assert found.tolerance == "±10 %"
     assert [row.variant for row in failing(verdicts, gate=False)] == ["int8"] * 3  # speedup, seconds and memory
@@ -292,3 +292,8 @@ def test_results_of_nothing_are_judged_as_nothing(make_run):
     empty = Results(machine={}, workload=make_run().workload)
     assert judge_regressions(None, empty) == ()
     assert nothing_was_judged(())
+
+
+def test_another_machine_is_named_by_what_it_has_and_has_not():
+    assert _difference("flags", ["avx2", "avx_vnni"], ["avx2", "avx512f"]) == "flags: avx_vnni is new, avx512f is gone"
+    assert _difference("cores", 2, 4) == "cores 2 instead of 4"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optsd.compare import main
 from optsd.errors import BadInput
-from optsd.judge.compare import main
 
 
 @pytest.fixture
@@ -257,3 +257,22 @@ def test_bytes_that_are_no_run(tmp_path, content):
 def test_a_byte_order_mark_is_no_mistake(tmp_path, make_run):
     (tmp_path / "a.json").write_text(make_run().to_json(), encoding="utf-8-sig")
     assert main([str(tmp_path / "a.json")] * 2) == 0
+
+
+def test_figures_have_units_and_changes_have_directions(saved, capsys, make_run):
+    before = saved("a.json", make_run(seed=1).to_json())
+    after = saved("b.json", make_run({"int8": 1.4 * 1.3, "flash": 1.2}, seed=2).to_json())
+    main([before, after])
+    printed = capsys.readouterr().out
+    assert "\N{NO-BREAK SPACE}MiB" in printed or "\N{NO-BREAK SPACE}GiB" in printed
+    assert "% better (" in printed
+    assert "-" not in printed.split("% better")[0].rsplit(" ", 1)[-1]
+
+
+def test_what_one_run_lacks_is_one_row(saved, capsys, make_run):
+    whole = make_run(seed=1)
+    part = replace(whole, measurements=tuple(row for row in whole.measurements if row.variant != "int8"))
+    main([saved("a.json", whole.to_json()), saved("b.json", part.to_json())])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not measured")]
+    assert len(lines) == 1
+    assert lines[0].split()[2] == "int8"

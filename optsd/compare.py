@@ -14,6 +14,7 @@ from optsd.judge.regressions import judge_regressions
 from optsd.judge.verdicts import FAILING, failing, nothing_was_judged
 from optsd.metrics import METRICS
 from optsd.records import READING, Verdict, dumps
+from optsd.report.tables import figure, metric_of
 
 EXAMPLES = """examples:
   optsd compare main.json branch.json           has the branch become slower, larger or worse?
@@ -91,19 +92,34 @@ def _parse_tolerance(text: str) -> tuple[str, Tolerance]:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
+    """A row a figure, with its unit; figures that are missing for one and the same reason share a row."""
     heads = ("status", "variant", "metric", "A", "B", "tolerance", "note")
     rows = [
-        (row.status, row.variant, row.metric, _number(row.expected), _number(row.measured), row.tolerance, row.note)
+        (row.status, row.variant, row.metric, *_figures(row), row.tolerance, row.note)
         for row in verdicts
+        if row.expected is not None and row.measured is not None
     ]
+    absent: dict[tuple[str, str], list[Verdict]] = {}
+    for row in verdicts:
+        if row.expected is None or row.measured is None:
+            absent.setdefault((row.status, row.note), []).append(row)
+    for (status, note), found in absent.items():
+        first, several = found[0], len(found) > 1
+        variants = ", ".join(dict.fromkeys(row.variant for row in found))
+        names = ", ".join(dict.fromkeys(row.metric for row in found))
+        figures = ("-", "-") if several else _figures(first)
+        rows.append((status, variants, names, *figures, "" if several else first.tolerance, note))
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)
     )
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
+def _figures(row: Verdict) -> tuple[str, str]:
+    """Of A and of B."""
+    unit = metric_of(row.metric).unit
+    before, after = ("-" if value is None else figure(value, unit) for value in (row.expected, row.measured))
+    return before, after
 
 
 def _conclusion(verdicts: Sequence[Verdict], failed: Sequence[Verdict], nothing: bool) -> str:
