@@ -14,7 +14,7 @@ from optsd.variants import parse
 def test_estimate(variant: str, estimates: Callable[[str], Estimate], recorder: Recorder) -> None:
     """Least time and memory of one batch; asked for with `--device estimate:NAME`."""
     found = estimates(variant)
-    for row in measurements(found, estimates("baseline")):
+    for row in measurements(found, estimates("baseline"), estimates("sdpa")):
         recorder.measurement(row)
     recorder.technique(Technique(variant, parse(variant).exact, found.touched, found.proof))
     assert found.peak_bytes > sum(found.weight_bytes.values())

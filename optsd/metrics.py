@@ -18,6 +18,9 @@ METRICS: dict[str, Metric] = {
     "latency_s": Metric("s", "lower", "performance", "s / image"),
     "throughput_images_s": Metric("images/s", "higher", "performance", "images / s"),
     "speedup": Metric("×", "higher", "performance", "speedup"),
+    # of an estimate: each operation a kernel of its own, as today's kernels are; `latency_s` and `speedup` are at best
+    "latency_unfused_s": Metric("s", "lower", "performance", "s / image, today's kernels"),
+    "speedup_unfused": Metric("×", "higher", "performance", "speedup, today's kernels"),
     "text_encoder_s": Metric("s", "lower", "performance", "text encoder"),
     "unet_step_s": Metric("s", "lower", "performance", "UNet step"),
     "vae_decode_s": Metric("s", "lower", "performance", "VAE decode"),

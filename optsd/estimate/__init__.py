@@ -21,10 +21,11 @@ Importing this package imports no torch; `estimate` does.
 """
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optsd.errors import BadInput
+from optsd.errors import BadInput, Unsupported
 from optsd.estimate.devices import Device, find
 from optsd.metrics import metric
 from optsd.records import Measurement, Workload
@@ -114,12 +115,15 @@ def estimate(model: str, variant: str, workload: Workload, device: str = "") -> 
     )
 
 
-def measurements(estimate: Estimate, baseline: Estimate | None = None) -> list[Measurement]:
+def measurements(
+    estimate: Estimate, baseline: Estimate | None = None, fused: Estimate | None = None
+) -> list[Measurement]:
     """The figures of an estimate under the names of measured ones; each says in its note what it is.
 
-    Times are lower bounds. With `baseline`, `speedup` (both at their roofline) and `memory_reduction` too.
+    With `baseline`, `memory_reduction` too. With that and `fused`, the estimate of `sdpa`: `latency_s` and `speedup` at
+    best, which is what bounds.py says, and `speedup_unfused` for kernels as they are today.
     """
-    from optsd.estimate import roofline
+    from optsd.estimate import bounds, roofline
 
     def row(name: str, value: float | None, note: str) -> Measurement:
         return Measurement(estimate.variant, name, metric(name).unit, value, note=note)
@@ -134,17 +138,28 @@ def measurements(estimate: Estimate, baseline: Estimate | None = None) -> list[M
         rows.append(row("memory_reduction", 1 - peak.total / baseline.peak_bytes, "estimate: of live tensors"))
     if not estimate.device.has_data_sheet:
         return [*rows, row("latency_s", None, f"{estimate.device.title}: {estimate.device.source}")]
-    at_least = f"estimate, at best: each operation a kernel of its own at the rates of {estimate.device.title}"
+    at_least = f"estimate: each operation a kernel of its own at the rates of {estimate.device.title}"
     stages, batch = roofline.stage_seconds(estimate), estimate.workload.batch_size
     latency = sum(stages.values()) / batch
     rows += [
-        row("latency_s", latency, at_least),
-        row("throughput_images_s", 1 / latency, at_least),
+        row("latency_unfused_s", latency, at_least),
         row("unet_step_s", stages[estimate.denoiser] / estimate.calls, at_least),
         row("text_encoder_s", sum(stages[name] for name in stages if name.startswith("text_encoder")), at_least),
         row("vae_decode_s", stages.get("vae", 0.0), at_least),
     ]
-    if baseline is not None:
-        ratio = roofline.seconds(baseline) / roofline.seconds(estimate)
-        rows.append(row("speedup", ratio, "estimate: both at their roofline"))
-    return rows
+    if baseline is None or fused is None:
+        return rows
+    ratio, at_best = (
+        roofline.seconds(baseline) / roofline.seconds(estimate),
+        "estimate, at best: what it changes, done perfectly",
+    )
+    rows.append(row("speedup_unfused", ratio, at_least))
+    with suppress(Unsupported):  # no bound is known: its own operations are the best that can be said
+        ratio = bounds.speed(bounds.techniques_of(estimate.variant), baseline, fused).at_roofline
+    best = roofline.seconds(baseline) / ratio / batch
+    return [
+        *rows,
+        row("speedup", ratio, at_best),
+        row("latency_s", best, at_best),
+        row("throughput_images_s", 1 / best, at_best),
+    ]

@@ -2,29 +2,38 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 
 from optsd import variants
 from optsd.estimate import Estimate, architectures, devices, estimate, measurements, roofline
 from optsd.models import Source
 from optsd.records import Measurement, Workload
+from optsd.report.findings import ESTIMATED
+from optsd.report.tables import figure
 from optsd.workloads import PRESETS, at_least, dtype_name, parse_size
 
 EXAMPLES = """examples:
   optsd estimate                                        SD v1.5, the guide's workload, on an A100
   optsd estimate --variant int8+flash --device rtx4090  a variant, against the baseline
-  optsd estimate --variant int8,int4                    a list, as in the benches
+  optsd estimate --variant int8,int4 --device a100,h100 lists, as in the benches
+  optsd estimate --variant int8 --details               where memory and time go
   optsd estimate --model sdxl --size 1024 --batch-size 1
   optsd estimate --model PATH --variant flash           any diffusers folder or hub id: configurations suffice
   optsd estimate --json > estimate.json
 
-models: shapes, sd15, sd21, sdxl, dit, a diffusers folder, a hub id
+models: {models}, a diffusers folder, a hub id
 devices: {devices}
 
-Memory is that of live tensors: libraries and their workspaces come on top. Times are lower bounds."""
+Nothing is run. "At best" is what a technique gives when everything that it changes is done perfectly (docs/claims.md);
+"today" counts each operation as a kernel of its own, as today's kernels are. Memory is that of live tensors: libraries
+and their workspaces come on top."""
 
 GIB = 2**30
+NEWEST_ASKED_FOR = (8, 0)
+"""The highest compute capability that a kernel of ours asks for."""
 
 
 def main(arguments: list[str]) -> int:
@@ -32,20 +41,68 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     names = variants.chosen(options.variant, ["baseline"])
     source = architectures.check(options.model)
-    device = devices.find(options.device.removeprefix("estimate:"))  # as the benches' --device has it
-    workload = _workload(options, source, device)
-    baseline = estimate(source.location, "baseline", workload, device.name)
-    listed: list[Measurement] = []
-    for number, name in enumerate(names):
-        found = baseline if name == "baseline" else estimate(source.location, name, workload, device.name)
-        rows = measurements(found, baseline)
-        listed += rows
-        if not options.json:
-            told = (_heading(found), memory_table(found), *_time_tables(found), _summary(rows))
-            print("\n\n".join(("\n", *told) if number else told), flush=True)
+    targets = [devices.find(name.strip().removeprefix("estimate:")) for name in options.device.split(",")]
+    workloads = {target.name: _workload(options, source, target) for target in targets}  # all names, before any work
+    wanted = list(dict.fromkeys(("baseline", "sdpa", *names)))
+    listed: list[tuple[Estimate, list[Measurement]]] = []
+    traces: dict[tuple[str, object], Estimate] = {}
+    with _progress(len(targets) * len(wanted)) as said:
+        for target in targets:
+            found = {}
+            for name in wanted:
+                said(f"{name} on {target.name}")
+                place = (name, _kernels_of(target))
+                if place not in traces:
+                    traces[place] = estimate(source.location, name, workloads[target.name], target.name)
+                found[name] = replace(traces[place], device=target)
+            fused = found["sdpa"] if target.has_data_sheet else None
+            listed += [(found[name], measurements(found[name], found["baseline"], fused)) for name in names]
     if options.json:
-        print(json.dumps([asdict(row) for row in listed], indent=2, ensure_ascii=False))
+        rows = [asdict(row) | {"device": found.device.name} for found, measured in listed for row in measured]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    print(f"{ESTIMATED}\n{_about(listed[0][0])}\n\n{overview(listed)}")
+    for found, _ in listed if options.details else ():
+        print("\n\n".join(("", _heading(found), memory_table(found), *_time_tables(found))))
+    print(f"\n{ESTIMATED}")
     return 0
+
+
+def _kernels_of(device: devices.Device) -> object:
+    """Alike for devices on which the same kernels run: then one trace serves them, at the rates of each."""
+    modern = device.kind == "cuda" and device.capability is not None and device.capability >= NEWEST_ASKED_FOR
+    return "modern GPU" if modern else device.name
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Says on the terminal what is being traced; nothing in a pipe, and nothing is left of it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("tracing", total=total)
+
+        def said(what: str) -> None:
+            bar.update(task, description=f"tracing {what}", advance=1)
+
+        yield said
+
+
+def overview(listed: Sequence[tuple[Estimate, list[Measurement]]]) -> str:
+    """A row for each device and variant: time at best and as today's kernels are, memory."""
+    heads = ("device", "variant", "s / image", "at best", "today", "peak", "saved", "weights")
+    shown = [heads]
+    for found, rows in listed:
+        by_name = {row.metric: row for row in rows}
+
+        def cell(name: str, by_name: dict[str, Measurement] = by_name) -> str:
+            row = by_name.get(name)
+            return "-" if row is None or row.value is None else figure(row.value, row.unit)
+
+        names = ("latency_s", "speedup", "speedup_unfused", "peak_memory_bytes", "memory_reduction", "weight_bytes")
+        shown.append((found.device.name, found.variant, *map(cell, names)))
+    return table(shown)
 
 
 def memory_table(found: Estimate) -> str:
@@ -100,22 +157,20 @@ def _time_tables(found: Estimate) -> list[str]:
     ]
 
 
-def _heading(found: Estimate) -> str:
-    work, device = found.workload, found.device
-    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items())
+def _about(found: Estimate) -> str:
+    work = found.workload
     return (
-        f"{found.model}, {found.variant}, {work.dtype}, {work.width}×{work.height}, batch {work.batch_size}, "
-        f"{work.steps} steps, guidance {work.guidance:g}, on {device.title}\nparameters: {sizes}\n"
-        f"touched: {len(found.touched)} modules\ndevice: {device.source}"
+        f"{found.model}, {work.dtype}, {work.width}×{work.height}, batch {work.batch_size}, {work.steps} steps, "
+        f"guidance {work.guidance:g}"
     )
 
 
-def _summary(rows: Sequence) -> str:
-    shown = [("figure", "estimate", "")]
-    for row in rows:
-        value = "-" if row.value is None else f"{row.value:,.4g}" if row.unit != "B" else f"{row.value / GIB:.3f} GiB"
-        shown.append((row.metric, f"{value} {'' if row.unit == 'B' else row.unit}".strip(), row.note))
-    return table(shown)
+def _heading(found: Estimate) -> str:
+    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items())
+    return (
+        f"{found.variant} on {found.device.title}\nparameters: {sizes}\n"
+        f"touched: {len(found.touched)} modules\ndevice: {found.device.source}"
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -138,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optsd estimate",
         description="Memory and time of a variant on a device, from its architecture and the device's data sheet.",
-        epilog=EXAMPLES.format(devices=", ".join(devices.DEVICES)),
+        epilog=EXAMPLES.format(models=", ".join(architectures.NAMED), devices=", ".join(devices.DEVICES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="sd15", help="default: %(default)s")
@@ -148,11 +203,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME]",
         help="these, each against the baseline; join techniques with + (default: baseline)",
     )
-    parser.add_argument("--device", default=devices.DEFAULT, help="default: %(default)s")
+    parser.add_argument(
+        "--device", default=devices.DEFAULT, metavar="NAME[,NAME]", help="see below (default: %(default)s)"
+    )
     parser.add_argument("--dtype", default="auto", help="float32, float16, bfloat16; default: float16 on a GPU")
     parser.add_argument("--size", help="512, or 768x512 for width × height; default: the model's own")
     parser.add_argument("--steps", type=int, default=guide.steps, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, default=guide.guidance, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=guide.batch_size, help="default: %(default)s")
+    parser.add_argument("--details", action="store_true", help="where memory and time go, stage by stage")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     return parser

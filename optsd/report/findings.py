@@ -32,6 +32,9 @@ STATUSES = {
 }
 
 
+ESTIMATED = "Estimates: nothing was run. Times and speedups are bounds, memory is that of live tensors."
+
+
 def sign_of(status: str) -> tuple[str, str]:
     return STATUSES.get(status, ("?", "unknown"))
 
@@ -69,12 +72,23 @@ class Answer:
 
 
 def answers(results: Results) -> list[Answer]:
-    """The fastest, the smallest, and the fastest whose pictures stay as good."""
+    """The fastest, the smallest, and the fastest whose pictures stay as good. Of an estimate the smallest alone: the
+    bounds of its times are no advice."""
     rows = index(results)
     variants = all_variants(results)
-    fast = _best(rows, variants, "speedup")
+    found = [] if results.workload.is_estimate else _fastest(rows, variants)
     small = _best(rows, variants, "peak_memory_bytes")
-    found = []
+    if small and small.value is not None:
+        saved = rows.get((small.variant, "memory_reduction"))
+        share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
+        if small.variant == "baseline":
+            share = "no variant's peak is lower"
+        found.append(Answer("Least memory", small.variant, figure(small.value, "B"), share))
+    return found
+
+
+def _fastest(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]) -> list[Answer]:
+    fast, found = _best(rows, variants, "speedup"), []
     keeping = {variant: least for variant in variants if (least := _least_kept(rows, variant)) is not None}
     good = tuple(variant for variant, (kept, _) in keeping.items() if kept >= KEPT)
     use = _best(rows, good, "speedup")
@@ -95,12 +109,6 @@ def answers(results: Results) -> list[Answer]:
         found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
         found.append(Answer("Fastest", fast.variant, _speed(fast), _quality_in_words(keeping, fast.variant)))
-    if small and small.value is not None:
-        saved = rows.get((small.variant, "memory_reduction"))
-        share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
-        if small.variant == "baseline":
-            share = "no variant's peak is lower"
-        found.append(Answer("Least memory", small.variant, figure(small.value, "B"), share))
     return found
 
 

@@ -134,7 +134,7 @@ def overview(results: Results) -> Table:
     tried = {name for _, name in rows}
     measured = {name for (_, name), row in rows.items() if row.value is not None}
     cost = next((name for name in BESIDE_SPEED if name in measured), "")
-    order = dict.fromkeys([*MAIN[:2], *([cost] if cost else []), *MAIN[2:], *QUALITY])
+    order = dict.fromkeys([*MAIN[:2], "speedup_unfused", *([cost] if cost else []), *MAIN[2:], *QUALITY])
     names = [name for name in order if name in (tried if name in MAIN else measured)] or ["latency_s"]
     return Table(variants, tuple(_column(name, variants, rows, results) for name in names))
 

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optsd.records import Results
-from optsd.report.findings import answers, count_verdicts, disturbances, sign_of
+from optsd.report.findings import ESTIMATED, answers, count_verdicts, disturbances, sign_of
 from optsd.report.tables import BESIDE_SPEED, MAIN, Column, Table, overview
 
 WIDTH_IN_A_PIPE = 100
@@ -19,7 +19,8 @@ _DEAR = (
     "objects_right", "fid", "fid_shapes", "lpips", "lpips_shapes", "clip", "clip_shapes", "psnr_db", "ssim",
 )  # fmt: skip
 _SHORT = {
-    "latency_s": "s/image", "peak_memory_bytes": "peak", "memory_reduction": "saved", "disk_bytes": "disk",
+    "latency_s": "s/image", "speedup_unfused": "speedup today's kernels", "peak_memory_bytes": "peak",
+    "memory_reduction": "saved", "disk_bytes": "disk",
 }  # fmt: skip
 _GAP = 2
 _RULES, _ASCII_RULES = (
@@ -34,13 +35,15 @@ def print_table(results: Results, console: Console) -> None:
     """One table, variants down and metrics across; below it, why a `-` stands there, and the verdicts."""
     with _wide_enough(console):
         table = overview(results)
-        for told in disturbances(results):
+        for told in [ESTIMATED] if results.workload.is_estimate else disturbances(results):
             console.print(Text(told, style="yellow"))
         if not table.variants:
             console.print(Text("Nothing was measured."))
         else:
             _print_figures(table, console)
         _print_findings(results, console)
+        if results.workload.is_estimate:
+            console.print(Text(ESTIMATED, style="yellow"))
 
 
 @contextmanager
@@ -111,7 +114,7 @@ def _fit(table: Table, width: int) -> tuple[list[Column], list[Column]]:
 def _heading(column: Column) -> tuple[str, str]:
     """Two short lines: the label, and the rest of it or the unit."""
     if column.metric == "speedup":
-        return "speedup", "[95 %]"
+        return "speedup", "[95 %]" if any(cell.interval for cell in column.cells) else "at best"
     label, _, rest = _SHORT.get(column.metric, column.label).partition(" ")
     unit = "" if column.metric == "latency_s" else column.unit
     return label, " ".join(part for part in (rest.strip("()"), unit) if part)
