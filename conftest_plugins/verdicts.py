@@ -187,7 +187,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A gate whose benches were all skipped, or not there, has not passed."""
     config = session.config
-    asked = [option for option in JUDGED_ONCE if config.getoption(option)]
+    asked = [option for option in (*JUDGED_ONCE, "--against") if config.getoption(option, None)]
     if not asked or config.option.collectonly or hasattr(config, "workerinput") or not config.stash[RECORDER].empty:
         return
     config.stash[_OUTCOME].lines.append(f"{asked[0]} judged nothing: this run measured nothing; run pytest bench")
@@ -204,6 +204,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
         )
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
+    if config.getoption("--against", None) and nothing_was_judged(verdicts):
+        outcome.must_fail = True
+        outcome.lines.append("--against decided nothing; give it more time with --time-budget, or fewer variants")
     if CLAIMS in config.stash:
         claims, others = config.stash[CLAIMS], config.stash[_CHOSEN].others
         elsewhere = [row for group in others for row in judge_claims(group, results)]

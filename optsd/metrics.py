@@ -18,6 +18,7 @@ METRICS: dict[str, Metric] = {
     "latency_s": Metric("s", "lower", "performance", "s / image"),
     "throughput_images_s": Metric("images/s", "higher", "performance", "images / s"),
     "speedup": Metric("×", "higher", "performance", "speedup"),
+    "speedup_against": Metric("×", "higher", "performance", "speedup over the other build"),
     "text_encoder_s": Metric("s", "lower", "performance", "text encoder"),
     "unet_step_s": Metric("s", "lower", "performance", "UNet step"),
     "vae_decode_s": Metric("s", "lower", "performance", "VAE decode"),
