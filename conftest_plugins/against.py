@@ -1,7 +1,7 @@
 """`--against REF`: another build in turn with this one, each in a process of its own. Nothing recorded is needed."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
@@ -97,12 +97,10 @@ def rivals(pytestconfig: pytest.Config) -> Iterator[Rivals]:
     option = pytestconfig.getoption
     with ExitStack() as stack:
         build = stack.enter_context(other_build(option("--against"), pytestconfig.rootpath))
-        workers = []
-        for each in (build, this_build(pytestconfig.rootpath)):
-            workers.append(Worker(each))
-            stack.callback(workers[-1].close)
+        theirs = stack.enter_context(closing(Worker(build)))
+        ours = stack.enter_context(closing(Worker(this_build(pytestconfig.rootpath))))
         budget = Budget(option("--time-budget"), len(pytestconfig.stash[VARIANTS]))
-        yield Rivals(*workers, option("--against-tolerance") / 100, budget)
+        yield Rivals(theirs, ours, option("--against-tolerance") / 100, budget)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

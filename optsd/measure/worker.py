@@ -53,8 +53,8 @@ def synchronize():
         torch.cuda.synchronize(HELD["device"])
 
 
-HELD = {}
-REQUESTS = {"hello": hello, "build": build, "run": run}
+HELD: dict = {}
+REQUESTS: dict = {"hello": hello, "build": build, "run": run}
 
 
 def main():
