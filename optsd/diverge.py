@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> int:
     runs = [lambda pipe=pipe: run_batch(pipe, work, prompts, output_type="np") for pipe in pipes]
     found = diverge(*pipes, *runs)
     print(f"{names[1]} beside {names[0]}, {source.name}, {dtype}, {given.steps} steps\n")
-    print(f"{'network':<16} {'call':>4}  {'error':>8}  {'rounding':>8}")
+    print(f"{'network':<20} {'call':>4}  {'error':>8}  {'rounding':>8}")
     for point in found.course:
         bar = "█" * max(0, round(2 * (math.log10(max(point.error, 1e-10)) + 10))) if math.isfinite(point.error) else "∞"
-        print(f"{point.place:<16} {point.call:>4}  {point.error:>8.1e}  {point.rounding:>8.1e}  {bar}")
+        print(f"{point.place:<20} {point.call:>4}  {point.error:>8.1e}  {point.rounding:>8.1e}  {bar}")
     first = found.first
     if first is None:
         print("\nthe same but for rounding")
