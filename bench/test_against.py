@@ -5,11 +5,10 @@ import time
 
 import pytest
 
-from conftest_plugins.against import Rivals
+from conftest_plugins.against import Rivals, failing_in_one_line
 from conftest_plugins.options import DEVICE, MODEL
 from conftest_plugins.progress import Say
 from conftest_plugins.results import Recorder
-from optsd.errors import Unsupported
 from optsd.judge.sequential import answer, decide
 from optsd.measure.turns import in_turn
 from optsd.records import Verdict, Workload
@@ -27,24 +26,25 @@ def test_against(
 ) -> None:
     """Rounds of one batch each until the answer is clear, or this variant's share of the time is used up."""
     stash, other, tolerance = pytestconfig.stash, rivals.theirs.build.name, rivals.tolerance
+    budget = rivals.budget
     try:
-        for worker in (rivals.ours, rivals.theirs):
-            progress(f"{variant}: {worker.build.name} loads {workload.model}")
-            worker.make(stash[MODEL], variant, stash[DEVICE], workload)
-    except Unsupported as error:
-        rivals.budget.used(0)
-        pytest.skip(str(error))
-    start = time.monotonic()
-    turns = in_turn(
-        rivals.theirs.seconds,
-        rivals.ours.seconds,
-        lambda ratios: decide(ratios, tolerance) != "insufficient data",
-        rivals.budget.share_s(),
-        most=pytestconfig.getoption("--rounds"),
-        say=lambda number: progress(f"{variant}: against {other}, round {number}"),
-    )
+        with failing_in_one_line():
+            for worker in (rivals.ours, rivals.theirs):
+                progress(f"{variant}: {worker.build.name} loads {workload.model}")
+                worker.make(stash[MODEL], variant, stash[DEVICE], workload)
+            start = time.monotonic()
+            turns = in_turn(
+                rivals.theirs.seconds,
+                rivals.ours.seconds,
+                lambda ratios: decide(ratios, tolerance) != "insufficient data",
+                budget.share_s(),
+                most=pytestconfig.getoption("--rounds"),
+                say=lambda number: progress(f"{variant}: against {other}, round {number}"),
+            )
+    finally:
+        budget.shares -= 1
     took = time.monotonic() - start
-    rivals.budget.used(took)
+    budget.left_s = max(0.0, budget.left_s - took)
     found = answer(turns.ratios, tolerance)
     note = f"{found}, {took:.0f} s"
     if found.status == "insufficient data":

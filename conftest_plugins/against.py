@@ -1,14 +1,14 @@
 """`--against REF`: another build in turn with this one, each in a process of its own. Nothing recorded is needed."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from conftest_plugins.options import VARIANTS, estimated_device
 from conftest_plugins.results import RECORDER
-from optsd.errors import OptsdError
+from optsd.errors import OptsdError, Unsupported
 from optsd.measure.builds import Worker, check_build, other_build, this_build
 
 TOLERANCE = 0.05
@@ -25,9 +25,6 @@ class Budget:
 
     def share_s(self) -> float:
         return self.left_s / max(1, self.shares)
-
-    def used(self, seconds: float) -> None:
-        self.left_s, self.shares = max(0.0, self.left_s - seconds), self.shares - 1
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = wanted
 
 
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """What a build says that cannot be driven, dies or hangs is about it, and not about this code: no traceback."""
+    try:
+        yield
+    except Unsupported as error:
+        pytest.skip(str(error))
+    except OptsdError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def rivals(pytestconfig: pytest.Config) -> Iterator[Rivals]:
     """Both builds, each in its process."""
     option = pytestconfig.getoption
-    with ExitStack() as stack:
+    with ExitStack() as stack, failing_in_one_line():
         build = stack.enter_context(other_build(option("--against"), pytestconfig.rootpath))
         theirs = stack.enter_context(closing(Worker(build)))
         ours = stack.enter_context(closing(Worker(this_build(pytestconfig.rootpath))))

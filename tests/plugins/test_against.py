@@ -77,6 +77,22 @@ def test_a_variant_that_one_of_them_lacks_is_skipped_with_the_reason(project):
 
 
 @pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ("import os; os._exit(3)", "the process of this build died (exit code 3*); free memory, or see what it says"),
+        ("return Pipe()", "this build cannot be driven by this build (*); compare with a newer one"),
+        ("raise ValueError('no room')", "this build failed: no room; run it by itself to see more"),
+    ],
+)
+def test_a_build_that_fails_is_one_line(project, before, message):
+    result = project(before=before)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"*{message}"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*builds.py:*")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--against=nosuch"], "--against nosuch: no such commit, branch or tag here; fetch it*"),
