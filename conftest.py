@@ -6,4 +6,5 @@ pytest_plugins = [
     "conftest_plugins.quality",
     "conftest_plugins.verdicts",
     "conftest_plugins.estimates",
+    "conftest_plugins.against",
 ]

@@ -12,15 +12,7 @@ from optsd.estimate import Estimate, bounds, devices, estimate
 from optsd.judge.expectations import Claims
 from optsd.records import Results
 
-NOT_FOR_ESTIMATES = ("--gate", "--expected-update")
 _ESTIMATES = pytest.StashKey[dict[str, Estimate]]()
-
-
-@pytest.hookimpl(trylast=True)  # wrong names have been refused by then
-def pytest_configure(config: pytest.Config) -> None:
-    asked = [option for option in NOT_FOR_ESTIMATES if config.getoption(option)]
-    if estimated_device(config) and asked:
-        raise pytest.UsageError(f"{asked[0]} is about measured figures; leave it out, or choose a --device that runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from conftest_plugins import ledgers
 from conftest_plugins.estimates import beside_bounds
-from conftest_plugins.options import DEVICE, OUTPUT, VARIANTS, chosen_preset
+from conftest_plugins.options import DEVICE, OUTPUT, VARIANTS, chosen_preset, estimated_device
 from conftest_plugins.results import RECORDER
 from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
@@ -110,7 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args[:] = [*(config.args if named else ()), *left]
     asked = [name for name in NEED_ROUNDS if option(name)]
     try:
-        if asked and (rounds := chosen_preset(config).rounds) < FEWEST_ROUNDS:
+        if asked and not estimated_device(config) and (rounds := chosen_preset(config).rounds) < FEWEST_ROUNDS:
             raise BadInput(f"{asked[0]} decides nothing in {rounds} rounds", f"give --rounds {FEWEST_ROUNDS} or more")
         _read_claims(config, folder)
         if option("--gate") or option("--expected-update"):
@@ -186,7 +187,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A gate whose benches were all skipped, or not there, has not passed."""
     config = session.config
-    asked = [option for option in JUDGED_ONCE if config.getoption(option)]
+    asked = [option for option in (*JUDGED_ONCE, "--against") if config.getoption(option, None)]
     if not asked or config.option.collectonly or hasattr(config, "workerinput") or not config.stash[RECORDER].empty:
         return
     config.stash[_OUTCOME].lines.append(f"{asked[0]} judged nothing: this run measured nothing; run pytest bench")
@@ -203,6 +204,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
         )
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
+    if config.getoption("--against", None) and nothing_was_judged(verdicts):
+        outcome.must_fail = True
+        outcome.lines.append("--against decided nothing; give it more time with --time-budget, or fewer variants")
     if CLAIMS in config.stash:
         claims, others = config.stash[CLAIMS], config.stash[_CHOSEN].others
         elsewhere = [row for group in others for row in judge_claims(group, results)]
@@ -220,7 +224,7 @@ def judge(config: pytest.Config, results: Results) -> Results:
         baselines = read_baselines(file) if file.exists() else None
         # Without a file there is nothing to say, unless a gate was asked for.
         if baselines or config.getoption("--gate"):
-            rows = judge_regressions(baselines, results, chosen)
+            rows = ledgers.with_places(config, judge_regressions(baselines, results, chosen), results)
             verdicts += _noted(config, "--gate", rows)
             _offer_tightening(outcome, rows)
         if not results.complete and (config.getoption("--repeat") > 1 or config.getoption("--expected-update")):
@@ -235,6 +239,7 @@ def judge(config: pytest.Config, results: Results) -> Results:
             outcome.lines.append(f"claims written to {config.getoption('--claim-out')}")
         if config.getoption("--expected-update"):
             written: Baselines = update(file, results)
+            ledgers.record(config, results)
             outcome.must_fail = True
             count = sum(len(run.rows) for run in written.runs if run.workload == results.workload)
             outcome.lines.append(f"recorded {count} figures in {file}: look at the difference, commit it, run again")

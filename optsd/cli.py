@@ -11,6 +11,7 @@ COMMANDS = {
     # name -> (module, what it does)
     "generate": ("optsd.generate", "draw pictures with a variant"),
     "compare": ("optsd.compare", "judge two finished runs"),
+    "diverge": ("optsd.diverge", "where two variants first part by more than rounding"),
     "report": ("optsd.report.command", "write the report of a results.json again"),
     "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),
     "claims": ("optsd.claims.command", "what others have published, and which of it can be true"),

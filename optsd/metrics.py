@@ -21,6 +21,7 @@ METRICS: dict[str, Metric] = {
     # of an estimate: each operation a kernel of its own, as today's kernels are; `latency_s` and `speedup` are at best
     "latency_unfused_s": Metric("s", "lower", "performance", "s / image, today's kernels"),
     "speedup_unfused": Metric("×", "higher", "performance", "speedup, today's kernels"),
+    "speedup_against": Metric("×", "higher", "performance", "speedup over the other build"),
     "text_encoder_s": Metric("s", "lower", "performance", "text encoder"),
     "unet_step_s": Metric("s", "lower", "performance", "UNet step"),
     "vae_decode_s": Metric("s", "lower", "performance", "VAE decode"),
@@ -35,6 +36,13 @@ METRICS: dict[str, Metric] = {
     # a measured time beside the device's data sheet
     "roofline_share": Metric("fraction", "higher", "performance", "of the roofline"),
     "mfu": Metric("fraction", "higher", "performance", "MFU"),
+    # counted in a trace, without noise
+    "flops": Metric("", "lower", "performance", "operations"),
+    "flops_16bit": Metric("", "lower", "performance", "operations in 16 bits or more"),
+    "flops_32bit": Metric("", "lower", "performance", "operations in 32 bits or more"),
+    "moved_bytes": Metric("B", "lower", "performance", "bytes moved"),
+    "kernel_launches": Metric("", "lower", "performance", "kernels"),
+    "kept_bytes": Metric("B", "lower", "performance", "kept after the picture"),
     # quality, standard networks
     "fid": Metric("", "lower", "quality", "FID"),
     "kid": Metric("", "lower", "quality", "KID"),
@@ -57,7 +65,7 @@ METRICS: dict[str, Metric] = {
 
 def zero_is_a_figure(name: str) -> bool:
     """Whether a metric can rightly be zero or below; no time, size or speed can. Raises KeyError as `metric` does."""
-    return name == "memory_reduction" or metric(name).kind == "quality"
+    return name in ("memory_reduction", "flops_16bit", "flops_32bit", "kept_bytes") or metric(name).kind == "quality"
 
 
 def metric(name: str) -> Metric:

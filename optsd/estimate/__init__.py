@@ -10,6 +10,7 @@ architectures.py  pipelines without weights
 operations.py     what one operation computes and moves
 trace.py          live memory and operations of a run, over fake or real tensors
 run.py            the run under fake tensors
+ledger.py         what a run computes, moves and holds, by operator and module: figures without noise
 roofline.py       the least time that the operations can take on a device
 bounds.py         the most that a technique can give, and claims beyond it
 claims.py         docs/claims.md
@@ -26,13 +27,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, Unsupported
+from optsd.estimate import ledger
 from optsd.estimate.devices import Device, find
 from optsd.metrics import metric
 from optsd.records import Measurement, Workload
 
 if TYPE_CHECKING:
     from optsd.estimate.operations import Operation
-    from optsd.estimate.trace import Peak
+    from optsd.estimate.trace import Allocation, Peak
 
 __all__ = ["Estimate", "estimate", "measurements"]
 
@@ -54,6 +56,7 @@ class Estimate:
     step_counts: dict[int, int]  # traced step -> how many of the workload's steps are like it
     touched: tuple[str, ...]
     proof: dict[str, Any] = field(default_factory=dict)
+    kept: "tuple[Allocation, ...]" = ()  # what is live when the call has ended, without the weights
 
     @property
     def peak(self) -> "Peak":
@@ -112,6 +115,7 @@ def estimate(model: str, variant: str, workload: Workload, device: str = "") -> 
         {step: counts[step] for step in range(1, traced.tracer.step + 1)},
         traced.touched,
         traced.proof,
+        traced.kept,
     )
 
 
@@ -128,11 +132,16 @@ def measurements(
     def row(name: str, value: float | None, note: str) -> Measurement:
         return Measurement(estimate.variant, name, metric(name).unit, value, note=note)
 
-    peak = estimate.peak
+    peak, counted = estimate.peak, ledger.of_estimate(estimate).figures()
     where = f"estimate: live tensors, at most in {peak.cause.module or 'the pipeline'} ({peak.cause.operation})"
     rows = [
         row("peak_memory_bytes", peak.total, where),
         row("weight_bytes", sum(estimate.weight_bytes.values()), "estimate"),
+        *(
+            row(name, number, "counted in the trace, in one batch")
+            for name, number in counted.items()
+            if name not in ("peak_memory_bytes", "weight_bytes")
+        ),
     ]
     if baseline is not None:
         rows.append(row("memory_reduction", 1 - peak.total / baseline.peak_bytes, "estimate: of live tensors"))

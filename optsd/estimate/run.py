@@ -1,6 +1,7 @@
 """Runs a pipeline under fake tensors, with the target device's kernels, and hands back what was traced."""
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from optsd import anatomy
 from optsd.errors import BadInput, OptsdError, Unsupported
 from optsd.estimate import architectures
 from optsd.estimate.devices import Device
-from optsd.estimate.trace import TargetKernels, Tracer
+from optsd.estimate.trace import Allocation, TargetKernels, Tracer
 from optsd.quantization import kernels
 from optsd.records import Workload
 from optsd.variants import against_eager
@@ -40,6 +41,7 @@ class Traced:
     weight_bytes: dict[str, int]  # by component
     touched: tuple[str, ...]
     proof: dict[str, Any]
+    kept: tuple[Allocation, ...]  # what is live when the call has ended, without the weights
 
 
 def trace_fake(model: str, variant: str, workload: Workload, device: Device, steps: int) -> Traced:
@@ -76,9 +78,12 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
-        with tracer.following_modules(), TargetKernels(tracer):
+        with tracer.following_modules(), TargetKernels(tracer), _collecting_by_hand():
             run(pipe, workload, steps)
-        return Traced(tracer, anatomy.denoiser_name(pipe), calls, parameters, weight_bytes, patch.touched, patch.proof)
+            gc.collect()
+            kept = tracer.kept
+        name = anatomy.denoiser_name(pipe)
+        return Traced(tracer, name, calls, parameters, weight_bytes, patch.touched, patch.proof, kept)
 
 
 def trace_real(pipe: Any, workload: Workload, steps: int) -> Tracer:
@@ -192,6 +197,19 @@ def _convertible(tracer: Tracer) -> Iterator[None]:
 
     with mock.patch.object(nn.Module, "_apply", apply):
         yield
+
+
+@contextlib.contextmanager
+def _collecting_by_hand() -> Iterator[None]:
+    """Python's collector runs after so many new objects: what it frees, and so the peak, would be chance."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

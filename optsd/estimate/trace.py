@@ -130,6 +130,12 @@ class Tracer(TorchDispatchMode):
             for stage, (total, weights, live, cause) in self._best.items()
         }
 
+    @property
+    def kept(self) -> tuple[Allocation, ...]:
+        """What is live now and is no weight: after a run, what it has left behind. Largest first."""
+        found = (allocation for allocation in self._live.values() if not allocation.owner)
+        return tuple(sorted(found, key=lambda one: (-one.size, one.module, one.operation)))
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """What runs inside is neither followed nor counted."""

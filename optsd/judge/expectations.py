@@ -34,6 +34,9 @@ GUIDE_TOLERANCES = {"performance": Tolerance(relative=0.10), "quality": Toleranc
 """±10 % and ±5 %, as the guide has them."""
 
 
+EXACT = {"performance": Tolerance(absolute=0.0), "quality": Tolerance(absolute=0.0)}
+"""Of what is counted, and not measured: nothing."""
+
 NEAR_ZERO = {
     "kid": Tolerance(absolute=0.002),
     "kid_shapes": Tolerance(absolute=0.002),
@@ -140,7 +143,9 @@ class Baselines:
 def machine_name(machine: Mapping[str, Any], device: str) -> str:
     """What a machine's file is called: by its GPU for runs on one, else by its CPU and the number of cores."""
     gpus = machine.get("gpus") or []
-    if device == "cuda" and gpus:
+    if device.startswith("estimate"):
+        name = device  # whatever machine traced it
+    elif device == "cuda" and gpus:
         name = str(gpus[0].get("name"))
     else:
         cpu = machine.get("cpu") or {}
@@ -149,9 +154,12 @@ def machine_name(machine: Mapping[str, Any], device: str) -> str:
 
 
 def identity(machine: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What must be equal for two speeds to be comparable: the device, its driver, torch, and on a CPU the threads."""
+    """What must be equal for two figures to be comparable: the device, its driver, torch, and on a CPU the threads."""
     versions, cpu = machine.get("versions") or {}, machine.get("cpu") or {}
     same: dict[str, Any] = {"machine": machine_name(machine, device), "torch": versions.get("torch")}
+    if device.startswith("estimate"):  # which operators run is decided by the libraries alone
+        libraries = {name: versions.get(name) for name in ("torch", "diffusers", "transformers", "triton")}
+        return same | {name: version and version.partition("+")[0] for name, version in libraries.items()}
     gpus = machine.get("gpus") or []
     if device == "cuda":
         return same | {"driver": gpus[0].get("driver") if gpus else None, "cuda": versions.get("cuda")}

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from optsd.errors import BadInput
+from optsd.estimate.ledger import FIGURES
 from optsd.files import write_atomically
 from optsd.judge.expectations import (
+    EXACT,
     GUIDE_TOLERANCES,
     NEAR_ZERO,
     Baselines,
@@ -18,7 +20,7 @@ from optsd.judge.expectations import (
     machine_name,
 )
 from optsd.judge.reading import parse_baselines, read_baselines
-from optsd.judge.regressions import RECORDED, TIMED, is_noise_floor, kernels, noise_floor
+from optsd.judge.regressions import TIMED, is_noise_floor, kernels, noise_floor, recorded
 from optsd.metrics import zero_is_a_figure
 from optsd.records import Measurement, Results, dumps
 
@@ -33,7 +35,7 @@ def as_run(results: Results, previous: Run | None = None) -> Run:
     rows = tuple(
         _row(found, found.value, previous)
         for found in results.measurements
-        if found.metric in RECORDED and found.value is not None and not is_noise_floor(found)
+        if found.metric in recorded(results.workload) and found.value is not None and not is_noise_floor(found)
     )
     return Run(
         workload=results.workload,
@@ -41,7 +43,7 @@ def as_run(results: Results, previous: Run | None = None) -> Run:
         rounds=max((len(row.samples) for row in rows), default=0),
         identity=identity(results.machine, results.workload.device),
         versions=dict(results.machine.get("versions") or {}),
-        kernels=kernels(results),
+        kernels={} if results.workload.is_estimate else kernels(results),
         noise_floor=noise_floor(results),
         load=dict(results.machine.get("load") or {}),
         rows=rows,
@@ -72,7 +74,8 @@ def update(file: Path, results: Results) -> Baselines:
         run = replace(run, rows=run.rows + kept, kernels=known | run.kernels)
     others = tuple(other for other in now.runs if other.workload != run.workload) if now else ()
     name = machine_name(results.machine, results.workload.device)
-    written = Baselines(str(file), name, now.tolerance if now else dict(GUIDE_TOLERANCES), (*others, run))
+    tolerance = now.tolerance if now else dict(EXACT if results.workload.is_estimate else GUIDE_TOLERANCES)
+    written = Baselines(str(file), name, tolerance, (*others, run))
     _refuse_twice(run)
     try:
         text = dumps(written.to_json())
@@ -96,7 +99,8 @@ def _refuse_twice(run: Run) -> None:
 def _row(found: Measurement, value: float, previous: Run | None) -> Row:
     before = previous.row(found.variant, found.metric) if previous else None
     tolerance = before.tolerance if before else None
-    if value <= 0 and zero_is_a_figure(found.metric) and found.metric not in NEAR_ZERO and tolerance is None:
+    near_zero = found.metric in NEAR_ZERO or found.metric in FIGURES  # whose tolerances are absolute
+    if value <= 0 and zero_is_a_figure(found.metric) and not near_zero and tolerance is None:
         tolerance = Tolerance(absolute=0.01)
     samples = found.samples if found.metric in TIMED else ()
     return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance)

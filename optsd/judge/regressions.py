@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from optsd.errors import BadInput
+from optsd.estimate.ledger import FIGURES
 from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
 from optsd.judge.statistics import FEWEST_ROUNDS, Interval, change_interval, difference_interval, rounds_needed
 from optsd.judge.verdicts import TIMES, flaw, gpu_warning, joined, noise_of, why_absent
 from optsd.metrics import METRICS, metric
-from optsd.records import Measurement, Results, Verdict
+from optsd.records import Measurement, Results, Verdict, Workload
 
 TIMED = frozenset(name for name, row in METRICS.items() if row.unit in TIMES)
 
@@ -27,6 +28,11 @@ RECORDED = (
 """Metrics that a machine's file holds: the others follow from these or describe a single stage."""
 
 
+def recorded(workload: Workload) -> tuple[str, ...]:
+    """The metrics that are recorded of a workload: of one that is only traced, the figures of its ledger."""
+    return FIGURES if workload.is_estimate else RECORDED
+
+
 def judge_regressions(
     baselines: Baselines | None, results: Results, variants: Collection[str] | None = None
 ) -> tuple[Verdict, ...]:
@@ -36,7 +42,7 @@ def judge_regressions(
     measured = [
         (found.variant, found.metric)
         for found in results.measurements
-        if found.metric in RECORDED and found.value is not None and not is_noise_floor(found)
+        if found.metric in recorded(results.workload) and found.value is not None and not is_noise_floor(found)
     ]
     names = dict.fromkeys(name for name in [*measured, *expected] if variants is None or name[0] in variants)
     where = Path(baselines.file).name if baselines else "no baseline file"  # no path of this machine in a report
@@ -100,7 +106,7 @@ def _change_status(
     if reason := _too_little(row, run, found, results):
         return "insufficient data", reason
     worse = worsening(row, found, tolerance, max(run.noise_floor, noise_floor(results)))
-    shown = _change_text(worse)
+    shown = _counted_text(row.value, found.value) if results.workload.is_estimate else _change_text(worse)
     if worse.low > worse.limit:
         return "regressed", shown
     if worse.high < worse.gain_limit:
@@ -189,6 +195,8 @@ def _other_machine(row: Row, run: Run, results: Results) -> str:
         now["threads"] = run.identity.get("threads")
     differences = [_difference(key, now.get(key), then) for key, then in run.identity.items() if now.get(key) != then]
     then, ran = run.kernels.get(row.variant), kernels(results).get(row.variant)
+    if results.workload.is_estimate:  # another operator is what its figures are there to find
+        return ", ".join(differences)
     if then != ran and ran is not None:
         differences.append(f"attention kernel {ran} instead of {then}")
     return ", ".join(differences)
@@ -215,6 +223,13 @@ def _why_no_baseline(baselines: Baselines | None, run: Run | None, variant: str,
     if run is None:
         return f"{baselines.file} has no run of this workload; {remedy}"
     return f"{baselines.file} has no row for {variant} {name}; {remedy}"
+
+
+def _counted_text(before: float, after: float) -> str:
+    if before == after:
+        return f"{after:,.0f} as recorded"
+    share = f" ({after / before - 1:+.2%})" if before else ""
+    return f"{before:,.0f} → {after:,.0f}{share}"
 
 
 def _change_text(worse: Worsening) -> str:

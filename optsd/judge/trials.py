@@ -26,12 +26,21 @@ import psutil
 from optsd.errors import BadInput
 from optsd.judge.recording import as_baselines
 from optsd.judge.regressions import judge_regressions
+from optsd.judge.sequential import decide
 from optsd.judge.statistics import change_interval, median_interval, paired_ratios, ratio_interval
 from optsd.measure.environment import Watch, machine
+from optsd.measure.turns import in_turn
 from optsd.records import Measurement, Results, Workload
 from optsd.terminals import survive
 
 DELAYS = {"identical": 0.0, "5 % slower": 0.05, "12 % slower": 0.12, "30 % slower": 0.30}
+CASES = (
+    *(("identical", tolerance) for tolerance in (0.10, 0.05, 0.025)),
+    ("5 % slower", 0.025),
+    ("12 % slower", 0.05),
+    ("30 % slower", 0.10),
+)
+"""Of the rule of `--against`: a build, and the tolerance that it is judged by."""
 STEPS = 2
 STATUSES = ("regressed", "insufficient data", "ok", "improved")
 
@@ -150,17 +159,81 @@ def measure(file: Path, runs: int, rounds: int, busy: bool, limit_s: float) -> N
             print(f"run {done} of {runs}: {time.monotonic() - began:.1f} s, load {found['load']}", flush=True)
 
 
+def against(file: Path, trials: int, busy: bool, budget_s: float, limit_s: float) -> None:
+    """Add trials of the rule of `--against` to the file: each case once a trial, round by round until it is decided."""
+    start, longest = time.monotonic(), 0.0
+    done = len(read_against(file)) if file.exists() else 0
+    _, variant, step = _pipelines()
+    for _ in range(3):
+        variant()
+
+    def clock(delay: float) -> Callable[[], float]:
+        def timed() -> float:
+            step.delay = delay
+            began = time.perf_counter()
+            variant()
+            return time.perf_counter() - began
+
+        return timed
+
+    with _load(limit_s + 60) if busy else _nothing():
+        while done < trials * len(CASES) and time.monotonic() - start + longest < limit_s:
+            name, tolerance = CASES[done % len(CASES)]
+            _calibrate(variant, step)
+            watch, began = Watch(), time.monotonic()
+            turns = in_turn(
+                clock(0.0),
+                clock(DELAYS[name]),
+                lambda ratios, tolerance=tolerance: decide(ratios, tolerance) != "insufficient data",  # type: ignore[misc]
+                budget_s,
+            )
+            took = time.monotonic() - began
+            status = decide(turns.ratios, tolerance)
+            found = {"build": name, "tolerance": tolerance, "status": status, "took_s": took, "load": watch.read()}
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({**found, "ratios": turns.ratios}) + "\n")
+            longest, done = max(longest, took), done + 1
+            print(f"{done} of {trials * len(CASES)}: {name}, ±{tolerance:.1%}: {status}, {took:.0f} s", flush=True)
+
+
+def against_table(found: Sequence[dict]) -> str:
+    """Of each case how often the rule said what, in how many rounds and seconds (median, longest)."""
+    lines = [
+        "| build | tolerance | slower | same | faster | insufficient data | rounds | seconds |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for name, tolerance in CASES:
+        rows = [row for row in found if (row["build"], row["tolerance"]) == (name, tolerance)]
+        if not rows:
+            continue
+        counts = Counter(row["status"] for row in rows)
+        cells = [f"{counts[status]} of {len(rows)}" for status in ("slower", "same", "faster", "insufficient data")]
+        for sizes in (sorted(len(row["ratios"]) for row in rows), sorted(round(row["took_s"]) for row in rows)):
+            cells.append(f"{sizes[len(sizes) // 2]} (at most {sizes[-1]})")
+        lines.append(f"| {name} | ±{tolerance:.1%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def read(file: Path) -> list[dict]:
     """The runs in a file. Raises BadInput where it is none of `measure`."""
+    return _lines(file, "measure", "seconds", "load", "machine")
+
+
+def _lines(file: Path, command: str, *parts: str) -> list[dict]:
     try:
         runs = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines()]
-        if not all({"seconds", "load", "machine"} <= set(run) for run in runs):
+        if not all(set(parts) <= set(run) for run in runs):
             raise ValueError("a line is no run")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(
-            f"{file} has no trials ({error})", "make it with: python -m optsd.judge.trials measure FILE"
+            f"{file} has no trials ({error})", f"make it with: python -m optsd.judge.trials {command} FILE"
         ) from error
     return runs
+
+
+def read_against(file: Path) -> list[dict]:
+    """The trials in a file. Raises BadInput where it is none of `against`."""
+    return _lines(file, "against", "build", "tolerance", "status", "took_s", "ratios")
 
 
 def _pipelines() -> tuple[Callable[[], object], Callable[[], object], DelayedStep]:
@@ -256,9 +329,21 @@ def main(arguments: list[str]) -> int:
     measuring.add_argument("--limit", type=float, default=3600.0, help="seconds; begin no run that would take longer")
     printing = commands.add_parser("table", help="print the table of FILE")
     printing.add_argument("file", type=Path)
+    asking = commands.add_parser("against", help="add trials of the rule of --against to FILE")
+    asking.add_argument("file", type=Path)
+    asking.add_argument("--trials", type=int, default=40, help="of each case, in all (default: %(default)s)")
+    asking.add_argument("--busy", action="store_true", help="let another process compute in random bursts")
+    asking.add_argument("--budget", type=float, default=300.0, help="seconds of one trial (default: %(default)g)")
+    asking.add_argument("--limit", type=float, default=3600.0, help="seconds; begin none that would take longer")
+    printing = commands.add_parser("against-table", help="print the table of such a FILE")
+    printing.add_argument("file", type=Path)
     chosen = parser.parse_args(arguments)
     if chosen.command == "measure":
         measure(chosen.file, chosen.runs, chosen.rounds, chosen.busy, chosen.limit)
+    elif chosen.command == "against":
+        against(chosen.file, chosen.trials, chosen.busy, chosen.budget, chosen.limit)
+    elif chosen.command == "against-table":
+        print(against_table(read_against(chosen.file)))
     else:
         print(table(read(chosen.file)))
     return 0

@@ -72,3 +72,20 @@ def test_a_file_without_trials(tmp_path):
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(BadInput, match="a line is no run"):
         trials.read(tmp_path / "other.jsonl")
+
+
+def test_trials_of_the_rule_of_against(tmp_path, monkeypatch, capsys):
+    """What waits is 30 % slower and what does not is the same; begun again, it goes on where it was."""
+    step = trials.DelayedStep(lambda: time.sleep(0.002))
+    monkeypatch.setattr(trials, "_pipelines", lambda: (step, step, step))
+    monkeypatch.setattr(trials, "CASES", (("identical", 0.10), ("30 % slower", 0.10)))
+    file = tmp_path / "against.jsonl"
+    for number in (1, 2):
+        assert trials.main(["against", str(file), f"--trials={number}", "--budget=30"]) == 0
+    assert len(file.read_text().splitlines()) == 4
+    assert trials.main(["against-table", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "| identical | ±10.0% | 0 of 2 | " in printed
+    assert "| 30 % slower | ±10.0% | 2 of 2 | 0 of 2 | 0 of 2 | 0 of 2 | " in printed
+    with pytest.raises(BadInput, match="trials measure FILE"):
+        trials.read(file)

@@ -44,7 +44,6 @@ def test_the_guides_claims_without_a_gpu(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--device=estimate:z80"], "no data sheet for device 'z80'; choose one of a100"),
-        (["--device=estimate", "--gate"], "--gate is about measured figures; leave it out"),
         (["--device=estimate", "--model=nosuch"], "no model 'nosuch'; use shapes, sd15"),
     ],
 )

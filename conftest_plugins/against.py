@@ -1,0 +1,121 @@
+"""`--against REF`: another build in turn with this one, each in a process of its own. Nothing recorded is needed."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from conftest_plugins.options import VARIANTS, estimated_device
+from conftest_plugins.results import RECORDER
+from optsd.errors import OptsdError, Unsupported
+from optsd.measure.builds import Worker, check_build, other_build, this_build
+
+TOLERANCE = 0.05
+DEFAULT_BUDGET_S = 300.0
+_EXCLUDES = ("--gate", "--expected-update", "--claims")
+
+
+@dataclass
+class Budget:
+    """Seconds of timing: each variant may use its even share of what those before it have left."""
+
+    left_s: float
+    shares: int
+
+    def share_s(self) -> float:
+        return self.left_s / max(1, self.shares)
+
+
+@dataclass(frozen=True)
+class Rivals:
+    theirs: Worker
+    ours: Worker
+    tolerance: float
+    budget: Budget
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("optsd against", "another build, in turn with this one")
+    group.addoption(
+        "--against",
+        metavar="REF|WHEEL",
+        help="bench nothing but each variant of this checkout against that of a git ref (main, v1.0, HEAD~1) or a "
+        "wheel: both in processes of their own, in turn, in an order drawn anew each round; fails where this build is "
+        "slower",
+    )
+    group.addoption(
+        "--against-tolerance",
+        type=float,
+        default=100 * TOLERANCE,
+        metavar="PERCENT",
+        help="what counts as the same speed (default: ±%(default)g %%)",
+    )
+    group.addoption(
+        "--time-budget",
+        type=float,
+        default=DEFAULT_BUDGET_S,
+        metavar="SECONDS",
+        help="of timing, for all variants together: rounds end sooner where the answer is clear (default: %(default)g)",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # wrong names have been refused by then
+def pytest_configure(config: pytest.Config) -> None:
+    given, option = config.getoption("--against"), config.getoption
+    if not 0 < option("--against-tolerance") < 100:
+        raise pytest.UsageError(f"--against-tolerance {option('--against-tolerance'):g}: give a percentage, such as 5")
+    if not option("--time-budget") > 0:
+        raise pytest.UsageError(f"--time-budget {option('--time-budget'):g}: give seconds above zero")
+    if not given:
+        return
+    if estimated_device(config):
+        raise pytest.UsageError("--against times two builds, an estimate runs nothing; choose a --device that runs")
+    if clash := next((name for name in _EXCLUDES if option(name)), "--repeat" if option("--repeat") > 1 else ""):
+        raise pytest.UsageError(f"--against and {clash} are two questions; ask them in two runs")
+    try:
+        check_build(given, config.rootpath)
+    except OptsdError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Against another build, or the benches: never both."""
+    asked = bool(config.getoption("--against"))
+    wanted = [item for item in items if bool(item.get_closest_marker("against")) == asked]
+    if unwanted := [item for item in items if item not in wanted]:
+        config.hook.pytest_deselected(items=unwanted)
+    items[:] = wanted
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """What a build says that cannot be driven, dies or hangs is about it, and not about this code: no traceback."""
+    try:
+        yield
+    except Unsupported as error:
+        pytest.skip(str(error))
+    except OptsdError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def rivals(pytestconfig: pytest.Config) -> Iterator[Rivals]:
+    """Both builds, each in its process."""
+    option = pytestconfig.getoption
+    with ExitStack() as stack, failing_in_one_line():
+        build = stack.enter_context(other_build(option("--against"), pytestconfig.rootpath))
+        theirs = stack.enter_context(closing(Worker(build)))
+        ours = stack.enter_context(closing(Worker(this_build(pytestconfig.rootpath))))
+        budget = Budget(option("--time-budget"), len(pytestconfig.stash[VARIANTS]))
+        yield Rivals(theirs, ours, option("--against-tolerance") / 100, budget)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.getoption("--against"):
+        return
+    terminalreporter.section(f"against {config.getoption('--against')}")
+    recorder = config.stash[RECORDER]
+    for verdict in () if recorder.empty else recorder.results().verdicts:
+        if verdict.metric == "speedup_against":
+            terminalreporter.line(f"{verdict.status:<18} {verdict.variant}: {verdict.note}")

@@ -1,0 +1,143 @@
+"""What a run computes, moves and holds, by module and operator: figures without noise, as a text to compare.
+
+A ledger is a table of one line an operator in a module, sorted, so that the difference of two files names what
+changed. It is counted in a trace under fake tensors: the same code gives the same ledger on every machine that has the
+same libraries. Imports no torch.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from optsd.errors import BadInput
+from optsd.records import Workload
+
+if TYPE_CHECKING:
+    from optsd.estimate import Estimate
+    from optsd.estimate.trace import Allocation
+
+What = Literal["weights", "runs", "peak", "kept"]
+HEADS = ("what", "module", "operator", "type", "number", "flops", "bytes")
+BETWEEN = "pipeline"
+"""The module of what runs between the components."""
+WEIGHT = "weight"
+"""The operator of what was there before the run."""
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One operator in one module, of one type.
+
+    `what`: "runs" in one batch, is live at the "peak", is "kept" after it; "weights" of a component.
+    """
+
+    what: What
+    module: str
+    operator: str  # of memory: what made it
+    precision: str
+    number: int  # of launches, or of tensors
+    flops: int  # multiplications and additions on matrices, of floats or integers
+    size: int  # bytes moved by all launches together, or held
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One variant's, of one batch of its workload."""
+
+    entries: tuple[Entry, ...]
+
+    def figures(self) -> dict[str, int]:
+        """The totals, by their names in the table of metrics. Less is better in each."""
+        runs = self.of("runs")
+        return {
+            "flops": sum(one.flops for one in runs),
+            **{f"flops_{bits}bit": sum(one.flops for one in runs if width(one.precision) >= bits) for bits in (16, 32)},
+            "moved_bytes": sum(one.size for one in runs),
+            "kernel_launches": sum(one.number for one in runs),
+            "peak_memory_bytes": sum(one.size for one in self.of("peak")),
+            "weight_bytes": sum(one.size for one in self.of("weights")),
+            "kept_bytes": sum(one.size for one in self.of("kept")),
+        }
+
+    def of(self, what: What) -> tuple[Entry, ...]:
+        return tuple(one for one in self.entries if one.what == what)
+
+    def to_text(self) -> str:
+        lines = ("\t".join(map(str, astuple(one))) for one in sorted(self.entries))
+        return "\n".join(("\t".join(HEADS), *lines)) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str, source: str) -> "Ledger":
+        """Raises BadInput, naming `source` and the line, for what `to_text` would not write."""
+        head, *lines = text.splitlines() or [""]
+        if head.split("\t") != [*HEADS]:
+            raise BadInput(f"{source} is no ledger", "record it again with --expected-update")
+        entries = []
+        for number, line in enumerate(lines, 2):
+            what, *names = line.split("\t")
+            try:
+                module, operator, precision, *counts = names
+                count, flops, size = map(int, counts)
+                if what not in get_args(What) or min(count, flops, size) < 0:
+                    raise ValueError
+            except ValueError:
+                raise BadInput(
+                    f"{source}, line {number} is no entry of a ledger", "record it again with --expected-update"
+                ) from None
+            entries.append(Entry(what, module, operator, precision, count, flops, size))  # type: ignore[arg-type]
+        return cls(tuple(sorted(entries)))
+
+
+FIGURES = tuple(Ledger(()).figures())
+
+
+def width(precision: str) -> int:
+    """Bits of a type by its name: 16 of `bfloat16`, 8 of `int8`; 0 of none."""
+    digits = "".join(letter for letter in precision if letter.isdecimal())
+    return int(digits or 0)
+
+
+def of_estimate(estimate: "Estimate") -> Ledger:
+    """The ledger of a traced variant, all steps of its workload counted."""
+    runs: Counter[tuple[str, str, str]] = Counter()
+    flops: Counter[tuple[str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str]] = Counter()
+    for one in estimate.operations:
+        key, times = (one.module or BETWEEN, one.name, one.precision), estimate.times(one)
+        runs[key] += times
+        flops[key] += times * round(one.flops)
+        sizes[key] += times * one.moved_bytes
+    peak = estimate.peak
+    entries = [
+        *(Entry("runs", *key, number, flops[key], sizes[key]) for key, number in runs.items()),
+        *(Entry("weights", name, WEIGHT, "", 1, 0, size) for name, size in estimate.weight_bytes.items() if size),
+        *(Entry("peak", name, WEIGHT, "", 1, 0, size) for name, size in peak.weights.items() if size),
+        *_held("peak", peak.activations),
+        *_held("kept", estimate.kept),
+    ]
+    return Ledger(tuple(sorted(entries)))
+
+
+def _held(what: What, allocations: "Iterable[Allocation]") -> list[Entry]:
+    numbers: Counter[tuple[str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str]] = Counter()
+    for one in allocations:
+        key = (one.module or BETWEEN, one.operation, one.dtype)
+        numbers[key] += 1
+        sizes[key] += one.size
+    return [Entry(what, *key, number, 0, sizes[key]) for key, number in numbers.items()]
+
+
+def folder_name(workload: Workload) -> str:
+    """`shapes-float16-64x64-batch-4-steps-20-guidance-5`: where the ledgers of a workload are kept, one a variant."""
+    sizes = f"{workload.width}x{workload.height}-batch-{workload.batch_size}-steps-{workload.steps}"
+    return f"{_plain(workload.model)}-{workload.dtype}-{sizes}-guidance-{workload.guidance:g}"
+
+
+def file_name(variant: str) -> str:
+    return f"{_plain(variant)}.tsv"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-+.@" else "-" for letter in name)
