@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL, WORKLOAD, estimated_device, resolve
-from conftest_plugins.progress import Say
 from optsd.errors import OptsdError, Unsupported
 from optsd.estimate import Estimate, bounds, devices, estimate
 from optsd.judge.expectations import Claims
 from optsd.records import Results
 
-NOT_FOR_ESTIMATES = ("--gate", "--expected-update")
+from .options import DEVICE, MODEL, WORKLOAD, estimated_device, resolve
+from .progress import Say
+
+NOT_FOR_ESTIMATES = ("--gate", "--expected-update", "--subject")
 _ESTIMATES = pytest.StashKey[dict[str, Estimate]]()
 
 
