@@ -32,7 +32,7 @@ PLUGINS = ("options", "results", "progress", "pipelines", "quality", "verdicts",
 
 BENCHES = "optsd.bench"
 _VARIABLE = "PYTEST_ADDOPTS"
-_TAKEN = re.compile(r"option names? .*'(--?[\w-]+)'.* already added")
+_TAKEN = re.compile(r"option (?=.*already (?:added|used)).*?'(--[\w-]+)'")  # as pytest 8 and 9 say it
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:

@@ -25,6 +25,8 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
         (["--batch-size", "0"], "--batch-size 0 is too small; give 1 or more"),
         (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda, cuda:N or estimate:NAME"),
         (["--dtype", "int8"], "unknown dtype 'int8'; use auto, float32, float16, bfloat16"),
+        (["--subject-timeout", "0"], "--subject-timeout 0 is no time; give seconds above 0"),
+        (["--device", "estimate", "--subject", "a=json:dumps"], "--subject is about measured figures"),
         (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
         (["--seed", str(2**64)], f"--seed {2**64} is too large; give {2**64 - 1} or less"),
     ],
