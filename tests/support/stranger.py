@@ -1,4 +1,4 @@
-"""A project of somebody else's, with a technique and a pipeline of its own. Tests of the wheel write it into a folder."""
+"""A project of somebody else's, with a technique and a pipeline of its own, which tests of the wheel install."""
 
 import os
 import time
