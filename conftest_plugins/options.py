@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -42,6 +41,7 @@ MARKERS = {
 BY_NAME = ("layers", "unet", "audit")
 """Markers of benches that measure parts, other programs, and the judges: they run where `-m` names them."""
 NEEDED = ("jinja2", "matplotlib", "pytest_benchmark", "pytest_timeout", "scipy")
+_COLLECTED = pytest.StashKey[dict[pytest.Item, int]]()
 _OUTPUT_OF_THE_RUN = "optsd_output"
 _LATEST = f"reports/{folders.LATEST}"
 
@@ -133,23 +133,26 @@ def pytest_configure(config: pytest.Config) -> None:
         workloads.dtype_name(option("--dtype"))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the plugins that shuffle: what failed first, or at random
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """The benches one variant after the other, as they compare with what the baseline left; without those `BY_NAME`."""
-    collected = {item: number for number, item in enumerate(items)}
-    yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without those `BY_NAME`, but where they are named."""
+    config.stash[_COLLECTED] = {item: number for number, item in enumerate(items)}
     named = set(re.findall(r"\w+", config.getoption("-m") or ""))
-    unasked = [item for item in items if _is_bench(item) and _unnamed(item, named)]
-    if unasked:
+    if unasked := [item for item in items if _is_bench(item) and _unnamed(item, named)]:
         config.hook.pytest_deselected(items=unasked)
-    kept = [item for item in items if item not in unasked]
-    order = [*config.stash[VARIANTS], None]
+        items[:] = [item for item in items if item not in unasked]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One variant after the other, as each is compared with what the baseline left, whoever has shuffled them."""
+    collected, order = session.config.stash.get(_COLLECTED, {}), [*session.config.stash[VARIANTS], None]
 
     def place(item: pytest.Item) -> tuple[bool, int, int]:
-        return item.get_closest_marker("claims") is not None, order.index(_variant_of(item)), collected[item]
+        return item.get_closest_marker("claims") is not None, order.index(_variant_of(item)), collected.get(item, 0)
 
-    ordered = iter(sorted(filter(_is_bench, kept), key=place))
-    items[:] = [next(ordered) if _is_bench(item) else item for item in kept]
+    ordered = iter(sorted(filter(_is_bench, session.items), key=place))
+    session.items[:] = [next(ordered) if _is_bench(item) else item for item in session.items]
 
 
 def _is_bench(item: pytest.Item) -> bool:
