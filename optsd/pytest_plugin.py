@@ -9,6 +9,7 @@ folder and run the `conftest.py` there. So such a run is started again with each
 that is given. Write `--model=FOLDER` for a folder that you do not trust.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -39,6 +40,8 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     """Load the benches' plugins, which add their options now, where the command line asks for the benches."""
     config = pluginmanager.get_plugin("pytestconfig")
     if config is not None and asked(_words(config)):
+        if importlib.util.find_spec("optsd.conftest_plugins") is None:
+            raise pytest.UsageError(f"{BENCHES} is not in a checkout of OptSD; run there: pytest bench")
         for name in PLUGINS:
             pluginmanager.import_plugin(f"optsd.conftest_plugins.{name}")
 
