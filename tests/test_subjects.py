@@ -9,6 +9,11 @@ from PIL import Image
 
 from optsd import subjects
 from optsd.errors import BadInput, NotFound
+from optsd.quality import visitors
+from optsd.quality.features import NoNetworks
+from optsd.quality.pictures import Pictures
+from optsd.quality.readings import Readings
+from optsd.records import Workload
 from optsd.subjects import Drawer, Folder, checked, parse, parse_all
 
 GREY = np.full((2, 16, 8, 3), 128, np.uint8)
@@ -33,6 +38,17 @@ def test_a_folder_gives_what_is_asked_for_in_its_order(theirs: Path) -> None:
     made = folder.pictures(["two cats", "a dog"], [42, 43], height=16, width=8)
     assert made.shape == (4, 16, 8, 3)
     assert made[:, 0, 0, 0].tolist() == [1, 0, 3, 2]
+
+
+def test_a_folders_pictures_come_in_the_parts_of_the_baselines(theirs: Path) -> None:
+    """Each is read beside its counterpart."""
+    work = Workload("theirs", "cpu", "float32", 2, 5.0, height=16, width=8, batch_size=1)
+    pictures = visitors.found(Folder("theirs", theirs), work, ["a dog", "two cats"], seeds=2)
+    assert [part.count for part in pictures.parts] == [1, 1, 1, 1]
+    assert [int(each[0, 0, 0]) for each in pictures] == [0, 1, 2, 3]
+    assert len({part.key for part in pictures.parts}) == 4
+    baseline = Pictures((*pictures.parts[:1] * 2, *pictures.parts[2:]), pictures.size)
+    assert Readings(NoNetworks(BadInput("none", "none"))).pixels(pictures, baseline)["equal"].tolist() == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

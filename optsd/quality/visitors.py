@@ -47,10 +47,17 @@ def draw(
 
 
 def found(folder: Folder, workload: Workload, prompts: Sequence[str], seeds: int) -> Pictures:
-    """Seeds × prompts pictures of a folder. Raises BadInput where one is missing, or is none of this size."""
-    return Pictures.of(
-        folder.pictures(prompts, range(workload.seed, workload.seed + seeds), workload.height, workload.width)
-    )
+    """Seeds × prompts pictures of a folder, in the parts that the baseline's come in.
+
+    Raises BadInput where one is missing, or is none of this size.
+    """
+    height, width, size = workload.height, workload.width, workload.batch_size
+    parts = []
+    for seed in range(workload.seed, workload.seed + seeds):
+        made = folder.pictures(prompts, [seed], height, width)
+        pieces = [made[first : first + size] for first in range(0, len(made), size)]
+        parts += [Part(hash_of(checksum(piece)), len(piece), partial(np.asarray, piece)) for piece in pieces]
+    return Pictures(tuple(parts), (height, width))
 
 
 def _load(file: Path) -> np.ndarray:
