@@ -1,18 +1,21 @@
 """Does the guide hold? Judged when all else has been measured. With `--claims`, what is missed fails the run."""
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from conftest_plugins.pipelines import Built
-from conftest_plugins.results import Recorder
-from conftest_plugins.verdicts import CLAIMS
 from optsd.judge.claims import judge_claim
-from optsd.judge.expectations import Claim
+from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import ABSENT, FAILING
 from optsd.records import Verdict
 
+if TYPE_CHECKING:
+    from conftest_plugins.pipelines import Built
+    from conftest_plugins.results import Recorder
+
 
 @pytest.mark.quality
-def test_noise_floor_of_images(baseline: Built, recorder: Recorder) -> None:
+def test_noise_floor_of_images(baseline: "Built", recorder: "Recorder") -> None:
     """The baseline against the baseline: the same seed must give the same pictures, bit for bit."""
     import numpy as np
 
@@ -35,11 +38,11 @@ def test_noise_floor_of_images(baseline: Built, recorder: Recorder) -> None:
 
 
 @pytest.mark.claims
-def test_claim(claim: Claim, pytestconfig: pytest.Config, recorder: Recorder) -> None:
+def test_claim(claim: Claim, claims: Claims, pytestconfig: pytest.Config, recorder: "Recorder") -> None:
     """One figure of the guide, with its tolerance, on its workload. Asked for with `--claims`."""
     if hasattr(pytestconfig, "workerinput"):
         pytest.skip("a worker of -n has only a part of the figures: judged at the end of the run")
-    verdict = judge_claim(claim, pytestconfig.stash[CLAIMS], recorder.results())
+    verdict = judge_claim(claim, claims, recorder.results())
     if verdict.status == "not comparable":
         pytest.skip(verdict.note)
     assert verdict.status not in FAILING | ABSENT, (

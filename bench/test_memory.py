@@ -1,22 +1,22 @@
 """How much memory does each variant need at its peak? In a fresh process, and a pass that times nothing."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL
-from conftest_plugins.results import Recorder
 from optsd.errors import Unsupported
-from optsd.measure.memory import PeakMemory, peak_memory
-from optsd.records import Workload
+from optsd.measure.memory import PeakMemory
+
+if TYPE_CHECKING:
+    from conftest_plugins.results import Recorder
 
 
 @pytest.mark.memory
-def test_memory(
-    variant: str, workload: Workload, pytestconfig: pytest.Config, recorder: Recorder, machine_to_itself
-) -> None:
+def test_memory(variant: str, peak: Callable[[str], PeakMemory], recorder: "Recorder", machine_to_itself) -> None:
     """Peak bytes of one batch, and the share of the baseline's peak that is saved."""
     try:
-        stash = pytestconfig.stash
-        found: PeakMemory = peak_memory(stash[MODEL], variant, stash[DEVICE], workload.dtype, workload)
+        found = peak(variant)
     except Unsupported as error:
         pytest.skip(str(error))
     recorder.measure(variant, "peak_memory_bytes", found.peak, samples=found.timeline)

@@ -1,18 +1,20 @@
 """How good are each variant's images, and what did each image lose against the baseline's?"""
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from conftest_plugins.pipelines import free_memory
-from conftest_plugins.quality import builder, record
-from conftest_plugins.results import Recorder
 from optsd.errors import BadInput, Unsupported
+
+if TYPE_CHECKING:
+    from conftest_plugins.results import Recorder
 
 STANDARD = ("fid", "kid", "is", "clip", "lpips", "ssim", "psnr_db")
 
 
 @pytest.mark.quality
 @pytest.mark.timeout(7 * 24 * 3600)  # 1,000 images of 50 steps take hours; a run that was killed goes on where it was
-def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest.Config) -> None:
+def test_quality(variant: str, quality, drawn, record_quality, recorder: "Recorder") -> None:
     """FID, KID, IS, CLIP and LPIPS, PSNR and SSIM, and the pictures that lost most."""
     from optsd.quality.audits import suspicions
 
@@ -21,11 +23,10 @@ def test_quality(variant: str, quality, recorder: Recorder, pytestconfig: pytest
             recorder.measure(variant, name, None, note=str(quality))
         pytest.skip(str(quality))
     try:
-        images = quality.images(variant, builder(pytestconfig, quality.workload, variant))
+        images = drawn(variant)
     except Unsupported as error:
         pytest.skip(str(error))
-    free_memory()
-    record(pytestconfig, recorder, quality, variant, images)
+    record_quality(variant, images)
     wrong = suspicions(quality.judge.readings, images, quality.judge.baseline, len(quality.setting.prompts))
     assert not wrong, "; ".join(wrong)
     ssim = recorder.results().get(variant, "ssim")

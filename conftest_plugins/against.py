@@ -1,19 +1,25 @@
 """`--against REF`: another build in turn with this one, each in a process of its own. Nothing recorded is needed."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from conftest_plugins.options import VARIANTS, estimated_device
-from conftest_plugins.results import RECORDER
 from optsd.errors import OptsdError, Unsupported
+from optsd.judge.sequential import decide
 from optsd.measure.builds import Worker, check_build, other_build, this_build
+from optsd.measure.turns import Turns, in_turn
+from optsd.records import Workload
+
+from .options import DEVICE, MODEL, VARIANTS, estimated_device
+from .progress import Say
+from .results import RECORDER
 
 TOLERANCE = 0.05
 DEFAULT_BUDGET_S = 300.0
-_EXCLUDES = ("--gate", "--expected-update", "--claims")
+_EXCLUDES = ("--gate", "--expected-update", "--claims", "--subject")
 
 
 @dataclass
@@ -29,10 +35,37 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rivals:
+    """Two builds, each in its process, and the place of the model that they run."""
+
     theirs: Worker
     ours: Worker
     tolerance: float
     budget: Budget
+    model: str
+    device: str
+
+    def in_turn(self, variant: str, workload: Workload, most: int | None, say: Say) -> tuple[Turns, float]:
+        """Rounds of one batch each until the answer is clear or the variant's share of the time is used up; seconds."""
+        start = time.monotonic()
+        try:
+            with failing_in_one_line():
+                for worker in (self.ours, self.theirs):
+                    say(f"{variant}: {worker.build.name} loads {workload.model}")
+                    worker.make(self.model, variant, self.device, workload)
+                start = time.monotonic()
+                turns = in_turn(
+                    self.theirs.seconds,
+                    self.ours.seconds,
+                    lambda ratios: decide(ratios, self.tolerance) != "insufficient data",
+                    self.budget.share_s(),
+                    most=most,
+                    say=lambda number: say(f"{variant}: against {self.theirs.build.name}, round {number}"),
+                )
+        finally:
+            self.budget.shares -= 1
+        took = time.monotonic() - start
+        self.budget.left_s = max(0.0, self.budget.left_s - took)
+        return turns, took
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,7 +141,8 @@ def rivals(pytestconfig: pytest.Config) -> Iterator[Rivals]:
         theirs = stack.enter_context(closing(Worker(build)))
         ours = stack.enter_context(closing(Worker(this_build(pytestconfig.rootpath))))
         budget = Budget(option("--time-budget"), len(pytestconfig.stash[VARIANTS]))
-        yield Rivals(theirs, ours, option("--against-tolerance") / 100, budget)
+        stash, tolerance = pytestconfig.stash, option("--against-tolerance") / 100
+        yield Rivals(theirs, ours, tolerance, budget, stash[MODEL], stash[DEVICE])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

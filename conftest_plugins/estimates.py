@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL, WORKLOAD, estimated_device, resolve
-from conftest_plugins.progress import Say
 from optsd.errors import OptsdError, Unsupported
 from optsd.estimate import Estimate, bounds, devices, estimate
 from optsd.judge.expectations import Claims
 from optsd.records import Results
 
+from .options import DEVICE, MODEL, WORKLOAD, estimated_device, resolve
+from .progress import Say
+
 _ESTIMATES = pytest.StashKey[dict[str, Estimate]]()
+
+
+@pytest.hookimpl(trylast=True)  # wrong names have been refused by then
+def pytest_configure(config: pytest.Config) -> None:
+    if estimated_device(config) and config.getoption("--subject"):
+        raise pytest.UsageError("--subject is measured, not estimated; leave it out, or choose a --device that runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

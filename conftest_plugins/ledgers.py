@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from conftest_plugins.options import OUTPUT
 from optsd.estimate.ledger import file_name, folder_name
 from optsd.files import read_text, write_atomically
 from optsd.judge import places
 from optsd.judge.expectations import machine_name
 from optsd.records import Results, Verdict
+
+from .options import OUTPUT
+
+
+@pytest.fixture
+def ledger_folder(pytestconfig: pytest.Config) -> Path:
+    return ledgers_of_run(pytestconfig)
 
 
 def ledgers_of_run(config: pytest.Config) -> Path:

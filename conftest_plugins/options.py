@@ -1,24 +1,48 @@
 """The options of a run: which model, which variants, which workload. Imports no torch until tests run."""
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from optsd import models, workloads
+from optsd import models, subjects, workloads
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate.devices import DEVICES, find
 from optsd.files import check_writable
 from optsd.records import Workload
 from optsd.report import folders
+from optsd.subjects import Subject
 from optsd.variants import GUIDE_VARIANTS, chosen
 
 VARIANTS = pytest.StashKey[tuple[str, ...]]()
+"""The names of all that is benched, the baseline first and the subjects last."""
+SUBJECTS = pytest.StashKey[dict[str, Subject]]()
 WORKLOAD = pytest.StashKey[Workload]()
 DEVICE = pytest.StashKey[str]()
 OUTPUT = pytest.StashKey[Path]()
 """This run's folder. It is made when there is something to put into it."""
+PROMPTS, REFERENCE = pytest.StashKey[str](), pytest.StashKey[str]()
+"""What stands for them in the workload, where they are not the standard ones."""
 MODEL = pytest.StashKey[str]()  # where it is; records have its name
+BENCHES = Path(__file__).parents[1] / "bench"
+MARKERS = {
+    "speed": "seconds an image, speedup, seconds by stage",
+    "memory": "peak memory, in a pass of its own",
+    "size": "bytes of weights, in memory and on disk",
+    "quality": "image quality on the standard prompts",
+    "layers": "SD v1.5's layer shapes, one by one, in each kernel",
+    "unet": "one UNet call of each variant, beside OpenVINO's",
+    "audit": "what each quality metric says of pictures that are wrong in a known way",
+    "against": "this build in turn with another; asked for with --against",
+    "estimate": "what could be at best; asked for with --device estimate",
+    "claims": "the guide's claims, judged",
+}
+BY_NAME = ("layers", "unet", "audit")
+"""Markers of benches that measure parts, other programs, and the judges: they run where `-m` names them."""
+NEEDED = ("jinja2", "matplotlib", "pytest_benchmark", "pytest_timeout", "scipy")
+_COLLECTED = pytest.StashKey[dict[pytest.Item, int]]()
 _OUTPUT_OF_THE_RUN = "optsd_output"
 _LATEST = f"reports/{folders.LATEST}"
 
@@ -37,6 +61,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="NAME[,NAME]",
         help=f"bench these and the baseline; join techniques with + (default: {', '.join(GUIDE_VARIANTS)})",
+    )
+    group.addoption(
+        "--subject",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE:CALLABLE|NAME=FOLDER",
+        help="bench beside them what is no variant: draw(prompts, seeds, workload), which gives pictures, or a folder "
+        "of pictures with a manifest; repeat it for more (docs/anybody.md)",
+    )
+    group.addoption(
+        "--subject-timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="of a callable: for loading, and for each batch; then its process is ended (default: %(default)s)",
     )
     group.addoption(
         "--device",
@@ -72,7 +111,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check all that can be checked before anything is collected, imported or loaded."""
     option = config.getoption
+    for name, what in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
     with _usage_errors():
+        if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+            raise BadInput(f"the benches need {', '.join(lacking)}", "install them with: pip install 'optsd[bench]'")
+        if (option("count", None) or 1) > 1:  # pytest-repeat
+            raise BadInput("--count gives every bench two figures, none of which holds", "use --rounds or --repeat")
         preset = chosen_preset(config)
         workloads.at_least("--steps", preset.steps, 1)
         workloads.at_least("--guidance", preset.guidance, 0)
@@ -80,10 +125,49 @@ def pytest_configure(config: pytest.Config) -> None:
         workloads.at_least("--rounds", preset.rounds, 1)
         workloads.at_least("--images", preset.images, 1)
         workloads.check_seed(option("--seed"))
-        config.stash[VARIANTS] = _variants(option("--variant"))
+        if not option("--subject-timeout") > 0:
+            raise BadInput(f"--subject-timeout {option('--subject-timeout'):g} is no time", "give seconds above 0")
+        config.stash[SUBJECTS] = subjects.parse_all(option("--subject"), config.invocation_params.dir)
+        config.stash[VARIANTS] = (*_variants(option("--variant")), *config.stash[SUBJECTS])
         config.stash[OUTPUT] = _output(config)
         _check_device_name(option("--device"))
         workloads.dtype_name(option("--dtype"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without those `BY_NAME`, but where they are named."""
+    config.stash[_COLLECTED] = {item: number for number, item in enumerate(items)}
+    named = set(re.findall(r"\w+", config.getoption("-m") or ""))
+    if unasked := [item for item in items if _is_bench(item) and _unnamed(item, named)]:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One variant after the other, as each is compared with what the baseline left, whoever has shuffled them."""
+    collected, order = session.config.stash.get(_COLLECTED, {}), [*session.config.stash[VARIANTS], None]
+
+    def place(item: pytest.Item) -> tuple[bool, int, int]:
+        return item.get_closest_marker("claims") is not None, order.index(_variant_of(item)), collected.get(item, 0)
+
+    ordered = iter(sorted(filter(_is_bench, session.items), key=place))
+    session.items[:] = [next(ordered) if _is_bench(item) else item for item in session.items]
+
+
+def _is_bench(item: pytest.Item) -> bool:
+    return item.path.parent == BENCHES
+
+
+def _unnamed(item: pytest.Item, named: set[str]) -> bool:
+    return any(item.get_closest_marker(name) and name not in named for name in BY_NAME)
+
+
+def _variant_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    variant = callspec.params.get("variant") if callspec else None
+    return variant if isinstance(variant, str) else None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -143,9 +227,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     preset = chosen_preset(config)
     size = "the model's size" if preset.size is None else "x".join(map(str, preset.size))
     return (
-        f"optsd: model {config.getoption('--model')}, {len(config.stash[VARIANTS])} variants, {preset.steps} steps, "
+        f"optsd: model {config.getoption('--model')}, {_counted(config)}, {preset.steps} steps, "
         f"guidance {preset.guidance:g}, {size}, batch {preset.batch_size}"
     )
+
+
+def _counted(config: pytest.Config) -> str:
+    own = len(config.stash[SUBJECTS])
+    variants = f"{len(config.stash[VARIANTS]) - own} variants"
+    return f"{variants} and {own} subject{'s' * (own > 1)}" if own else variants
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -193,6 +283,8 @@ def resolve(config: pytest.Config) -> Workload:
             width=width,
             batch_size=preset.batch_size,
             seed=option("--seed"),
+            prompts=config.stash.get(PROMPTS, ""),
+            reference=config.stash.get(REFERENCE, ""),
         )
     return config.stash[WORKLOAD]
 

@@ -2,21 +2,55 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL, WORKLOAD, chosen_preset
-from conftest_plugins.progress import Say
-from optsd.errors import Unsupported
+from optsd.errors import OptsdError, Unsupported
 from optsd.measure.pictures import check_pictures
-from optsd.records import Workload
+from optsd.records import Technique, Workload
+from optsd.subjects import Folder
+
+from .options import DEVICE, MODEL, OUTPUT, SUBJECTS, WORKLOAD, chosen_preset
+from .progress import Say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import StableDiffusionPipeline
 
+    from optsd.measure.guest import Guest
+    from optsd.measure.memory import PeakMemory
     from optsd.patching import Patch
+
+FOLDER_TELLS = "{} is a folder of pictures: it has no speed, memory or size"
+SIZES = ("weight_bytes", "unet_weight_bytes", "disk_bytes")
+
+
+class Bench(Protocol):
+    """What is benched: a variant that was built, or somebody's callable in its process."""
+
+    variant: str
+    workload: Workload
+
+    def warm_up(self) -> None:
+        """Draw once, unmeasured. Raises OptsdError where what it draws is no picture."""
+
+    def draw(self) -> None:
+        """Draw, unless it is warm. Raises OptsdError where what it draws is no picture."""
+
+    def seconds(self, doing: str) -> float:
+        """The time of one batch of the timing prompts. `doing` is shown while it runs."""
+
+    def stage_seconds(self) -> dict[str, list[float]]:
+        """Of one batch, the readings of each stage that can be told apart, by the metric's name."""
+
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes by the names in `SIZES`; None where it does not tell."""
+
+    def evidence(self) -> Technique:
+        """What was changed, and what ran."""
 
 
 @dataclass
@@ -39,6 +73,34 @@ class Built:
             self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
 
         return run_batch(self.pipe, self.workload, self.prompts, on_step=on_step, output_type=output_type)
+
+    def seconds(self, doing: str) -> float:
+        from optsd.measure.time import seconds
+
+        return seconds(lambda: self.run(doing), self.pipe.device)
+
+    def stage_seconds(self) -> dict[str, list[float]]:
+        from optsd.measure.time import stage_times
+
+        with stage_times(self.pipe) as stages:
+            self.run("timing the stages")
+        return stages
+
+    def sizes(self) -> dict[str, int | None]:
+        from optsd.anatomy import denoiser
+        from optsd.measure.size import disk_bytes, module_bytes, weight_bytes
+
+        return dict(
+            zip(SIZES, (weight_bytes(self.pipe), module_bytes(denoiser(self.pipe)), disk_bytes(self.pipe)), strict=True)
+        )
+
+    def evidence(self) -> Technique:
+        """Raises OptsdError where nothing was changed."""
+        from optsd.variants import parse
+
+        if not self.patch.touched:
+            raise OptsdError(f"{self.variant} touched nothing", "leave it out: what changes nothing measures nothing")
+        return Technique(self.variant, parse(self.variant).exact, self.patch.touched, self.proof())
 
     def proof(self) -> dict[str, Any]:
         """The technique's own counters so far, and the kernels that a profile of one step shows."""
@@ -70,6 +132,46 @@ class Built:
             check_pictures(run_batch(self.pipe, one, self.prompts[:1], output_type="np"), self.variant)
 
 
+@dataclass
+class Visiting:
+    """Somebody's callable, in a process of its own."""
+
+    variant: str
+    guest: "Guest"
+    workload: Workload
+    prompts: list[str]
+    say: Say
+    warm: bool = field(default=False)
+
+    def seconds(self, doing: str) -> float:
+        from optsd.measure.seeds import noise_seeds
+
+        self.say(f"{self.variant}: {doing}")
+        return self.guest.draw(self.prompts, noise_seeds(self.workload.seed, 0, len(self.prompts))).seconds
+
+    def warm_up(self) -> None:
+        from optsd.measure.seeds import noise_seeds
+
+        if not self.warm:
+            self.say(f"{self.variant}: warming up")
+            drawn = self.guest.draw(self.prompts, noise_seeds(self.workload.seed, 0, len(self.prompts)))
+            check_pictures(drawn.pictures / 255.0, self.variant)
+            self.warm = True
+
+    def draw(self) -> None:
+        self.warm_up()
+
+    def stage_seconds(self) -> dict[str, list[float]]:
+        return {}
+
+    def sizes(self) -> dict[str, int | None]:
+        weights, _ = self.guest.tells()
+        return {name: weights if name == "weight_bytes" else None for name in SIZES}
+
+    def evidence(self) -> Technique:
+        return Technique(self.variant, None, (), self.guest.tells()[1])
+
+
 @pytest.fixture(scope="session")
 def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Callable[[str], Built]:
     """Build a variant of the chosen model."""
@@ -95,10 +197,43 @@ def baseline(build: Callable[[str], Built]) -> Built:
 
 
 @pytest.fixture(scope="session")
-def built(variant: str, baseline: Built, build: Callable[[str], Built]) -> Iterator[Built]:
-    """The variant under test; freed before the next one is built. Skips, with the reason, where it cannot run."""
+def invite(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Callable[[str], "Guest"]:
+    """Start a subject's process. One that hung or died is not started again: it would cost the run as long once more.
+
+    Skips for a folder of pictures, which has no process.
+    """
+    from optsd.measure.guest import Guest
+
+    broken: dict[str, OptsdError] = {}
+
+    def start(name: str) -> "Guest":
+        subject = pytestconfig.stash[SUBJECTS][name]
+        if isinstance(subject, Folder):
+            pytest.skip(FOLDER_TELLS.format(name))
+        if name in broken:
+            raise broken[name]
+        progress(f"{name}: loading")
+        try:
+            return Guest(subject, workload, pytestconfig.getoption("--subject-timeout"), broken)
+        except OptsdError as error:
+            broken[name] = error
+            raise
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def built(
+    variant: str, baseline: Built, build: Callable[[str], Built], pytestconfig: pytest.Config, request
+) -> Iterator[Bench]:
+    """What is under test, gone before the next one comes. Skips, with the reason, where it cannot run."""
     if variant == "baseline":
         yield baseline
+        return
+    if variant in pytestconfig.stash[SUBJECTS]:
+        visitor = request.getfixturevalue("invite")(variant)
+        yield Visiting(variant, visitor, baseline.workload, baseline.prompts, baseline.say)
+        visitor.close()
         return
     try:
         made = build(variant)
@@ -110,10 +245,46 @@ def built(variant: str, baseline: Built, build: Callable[[str], Built]) -> Itera
 
 
 @pytest.fixture
+def peak(
+    pytestconfig: pytest.Config, workload: Workload, invite: Callable[[str], "Guest"]
+) -> Callable[[str], "PeakMemory"]:
+    """Run one batch of a variant or subject in a fresh process, and read its peak memory. Raises Unsupported."""
+    from optsd.measure import memory
+    from optsd.measure.run import timing_prompts
+    from optsd.measure.seeds import noise_seeds
+
+    stash = pytestconfig.stash
+
+    def of(variant: str) -> "PeakMemory":
+        if variant not in stash[SUBJECTS]:
+            return memory.peak_memory(stash[MODEL], variant, stash[DEVICE], workload.dtype, workload)
+        visitor = invite(variant)
+        try:
+            count = workload.batch_size
+            visitor.draw(timing_prompts(workload.model, count), noise_seeds(workload.seed, 0, count))
+            found = visitor.peak()
+        finally:
+            visitor.close()
+        if found is None:
+            raise Unsupported(f"{variant} uses a GPU without torch, which counts memory here", "see its own tools")
+        return found
+
+    return of
+
+
+@pytest.fixture
 def machine_to_itself(pytestconfig: pytest.Config) -> None:
-    """Skip what is meaningless while other workers load the machine."""
+    """Skip what is meaningless while other workers load the machine, or while every line of Python is followed."""
     if hasattr(pytestconfig, "workerinput"):
         pytest.skip("time and memory need the machine to themselves: run this without -n")
+    if pytestconfig.pluginmanager.hasplugin("_cov"):
+        pytest.skip("time and memory are not measured while coverage is: run this without --cov")
+
+
+@pytest.fixture(scope="session")
+def output(pytestconfig: pytest.Config) -> "Path":
+    """This run's folder."""
+    return pytestconfig.stash[OUTPUT]
 
 
 @pytest.fixture(scope="session")

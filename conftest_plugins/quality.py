@@ -1,27 +1,34 @@
 """What the quality benches share: prompts, real pictures, networks and the store of images."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL, OUTPUT, chosen_preset
-from conftest_plugins.progress import Say
-from conftest_plugins.results import Recorder
 from optsd import models
-from optsd.data import sets
+from optsd.data import prompt_files, reference_files, sets
+from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
 from optsd.files import check_writable, home, write_atomically
-from optsd.records import Results, Workload
+from optsd.metrics import metric
+from optsd.records import Measurement, Results, Workload
+from optsd.subjects import Folder
 from optsd.workloads import at_least
+
+from .options import DEVICE, MODEL, OUTPUT, PROMPTS, REFERENCE, SUBJECTS, chosen_preset
+from .pipelines import FOLDER_TELLS, free_memory
+from .progress import Say
+from .results import Recorder
 
 if TYPE_CHECKING:
     from optsd.quality.pictures import Pictures
     from optsd.quality.session import Session
 
 QUALITY_ALONE_IMAGES = 128
+OWN_PROMPTS = pytest.StashKey[Sequence[Prompt]]()
+NOT_OF_FOLDERS = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
 FEWEST_IMAGES = 2  # one image has no spread
 
 
@@ -32,8 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--prompts",
         default="standard",
-        metavar="SET",
-        help=f"whose first --images prompts are drawn: {', '.join(sets.SETS)} (default: %(default)s); not for shapes",
+        metavar="SET|FILE",
+        help=f"whose first --images prompts are drawn: {', '.join(sets.SETS)} (default: %(default)s; not for shapes), "
+        "or a file: one prompt a line, JSON lines, a table with a header, or COCO's captions",
+    )
+    group.addoption(
+        "--reference",
+        type=Path,
+        metavar="FOLDER",
+        help="of pictures that fid and kid compare with (default: the photographs that belong to the prompts)",
     )
     group.addoption(
         "--coco",
@@ -59,19 +73,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)  # after the preset and the number of images were checked
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        own = sets.find(config.getoption("--prompts"))
-        if own.name != "standard" and config.getoption("--model") == "shapes":
-            raise BadInput(f"shapes cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
-        if not FEWEST_IMAGES <= image_count(config) <= own.count:
-            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {own.count}")
+        most = _read_prompts(config)
+        if not FEWEST_IMAGES <= image_count(config) <= most:
+            raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {most}")
         at_least("--seeds", config.getoption("--seeds"), 1)
         at_least("--worst", config.getoption("--worst"), 0)
-        for option in ("--coco", "--metric-weights"):
+        for option in ("--coco", "--metric-weights", "--reference"):
             folder = config.getoption(option)
             if folder is not None and not folder.is_dir():
                 raise BadInput(f"{option} {folder} is no folder", "give the path of a folder")
+        if folder := config.getoption("--reference"):
+            config.stash[REFERENCE] = reference_files.identity(folder)
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _read_prompts(config: pytest.Config) -> int:
+    """How many there are: of a set of the field, or in a file, which are read now. Raises BadInput, NotFound."""
+    given = config.getoption("--prompts")
+    file = config.invocation_params.dir / given
+    if given not in sets.SETS and (file.is_file() or "/" in given or "." in given):
+        rows = prompt_files.read(file)
+        config.stash[OWN_PROMPTS], config.stash[PROMPTS] = prompt_files.prompts(rows), prompt_files.identity(rows)
+        return len(rows)
+    own = sets.find(given)
+    if own.name != "standard":
+        config.stash[PROMPTS] = own.name
+        if config.getoption("--model") == "shapes":
+            raise BadInput(f"shapes cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
+    return own.count
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -90,10 +120,17 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 def image_count(config: pytest.Config) -> int:
-    """`--images`, or the preset's; a run of quality alone has time for more than a quick run of everything."""
-    if config.getoption("--images") is None and config.getoption("-m") in ("quality", "audit"):
-        return max(chosen_preset(config).images, QUALITY_ALONE_IMAGES)
-    return chosen_preset(config).images
+    """`--images`, or the preset's; a run of quality alone has time for more than a quick run of everything.
+
+    Of one's own prompts no more than there are.
+    """
+    count = chosen_preset(config).images
+    if config.getoption("--images") is not None:
+        return count
+    if config.getoption("-m") in ("quality", "audit"):
+        count = max(count, QUALITY_ALONE_IMAGES)
+    stash = getattr(config, "stash", {})
+    return min(count, len(stash[OWN_PROMPTS])) if OWN_PROMPTS in stash else count
 
 
 def worker_device(device: str, worker: str | None, count: int) -> str:
@@ -120,6 +157,8 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
             option("--metric-weights"),
             store,
             option("--prompts"),
+            pytestconfig.stash.get(OWN_PROMPTS, ()),
+            option("--reference"),
         )
     except BadInput as error:
         return error
@@ -141,6 +180,50 @@ def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable
     return build
 
 
+@pytest.fixture(scope="session")
+def build_afresh(pytestconfig: pytest.Config, workload: Workload) -> Callable[[str], Any]:
+    """Build a variant's pipeline, as the quality benches have it."""
+    return lambda variant: builder(pytestconfig, workload, variant)()
+
+
+@pytest.fixture
+def drawn(
+    pytestconfig: pytest.Config, quality: "Session | BadInput", invite, tmp_path_factory, progress: Say
+) -> Callable[[str], "Pictures"]:
+    """The pictures of a variant or a subject: seeds × prompts. Raises what the one who draws them raises."""
+
+    def of(variant: str) -> "Pictures":
+        from optsd.quality import visitors
+
+        if isinstance(quality, BadInput):
+            raise quality
+        if variant not in pytestconfig.stash[SUBJECTS]:
+            return quality.images(variant, builder(pytestconfig, quality.workload, variant))
+        subject, workload = pytestconfig.stash[SUBJECTS][variant], quality.workload
+        if isinstance(subject, Folder):
+            return visitors.found(subject, workload, quality.setting.texts, quality.seeds)
+        guest, folder = invite(variant), tmp_path_factory.mktemp("pictures")
+        try:
+            return visitors.draw(guest, workload, quality.setting.texts, quality.seeds, folder, progress)
+        finally:
+            guest.close()
+
+    return of
+
+
+@pytest.fixture
+def record_quality(
+    pytestconfig: pytest.Config, recorder: Recorder, quality: "Session"
+) -> "Callable[[str, Pictures], None]":
+    """Add a variant's figures and pictures to the results."""
+
+    def add(variant: str, images: "Pictures") -> None:
+        free_memory()
+        record(pytestconfig, recorder, quality, variant, images)
+
+    return add
+
+
 def record(config: pytest.Config, recorder: Recorder, quality: "Session", variant: str, images: "Pictures") -> None:
     """Add a variant's figures and pictures to the results, and write its pictures; `worst` ranks those that lost most.
 
@@ -159,5 +242,8 @@ def record(config: pytest.Config, recorder: Recorder, quality: "Session", varian
         row = {"variant": variant, "prompt": texts[prompt], "seed": workload.seed + seed, "index": index, "file": file}
         rows.append(row | ranks.get(index, {}))
     figures = tuple(quality.judge.measure(variant, images))
+    if isinstance(config.stash[SUBJECTS].get(variant), Folder):
+        told = FOLDER_TELLS.format(variant)
+        figures += tuple(Measurement(variant, name, metric(name).unit, None, note=told) for name in NOT_OF_FOLDERS)
     # In one go: every addition to the recorder rewrites results.json.
     recorder.merge(Results(machine={}, workload=workload, measurements=figures, images=tuple(rows)))

@@ -2,14 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, OUTPUT, WORKLOAD
 from optsd.errors import OptsdError
 from optsd.files import without_user, write_atomically
 from optsd.judge.benchmark_json import OURS
@@ -18,10 +17,14 @@ from optsd.records import Measurement, Results, Technique, Verdict
 from optsd.report import folders
 from optsd.terminals import survive
 
+from .options import DEVICE, OUTPUT, WORKLOAD
+
 MANY_BYTES = 2**30
 """Of runs that are kept: above this the end of a run says so."""
 
 RECORDER = pytest.StashKey["Recorder"]()
+JUDGE = pytest.StashKey[Callable[[Results, int], tuple[Results, int]]]()
+"""Makes, of a run's results and pytest's exit status, the judged results and the status that they mean."""
 
 
 class Recorder:
@@ -157,10 +160,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(config, "workerinput"):
         config.workeroutput["optsd"] = results.to_json()  # type: ignore[attr-defined]
         return
-    from conftest_plugins import verdicts
     from optsd import report
 
-    results = _without_user(verdicts.judge(config, results))
+    status = int(exitstatus)
+    if judge := config.stash.get(JUDGE, None):
+        results, status = judge(results, status)
+    results = _without_user(results)
     folder = config.stash[OUTPUT]
     config.stash[RECORDER]._results = results
     try:
@@ -168,7 +173,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         report.write(results, folder)
     except (OptsdError, OSError) as error:
         print(f"no report: {error}", file=sys.stderr)
-    session.exitstatus = verdicts.exit_status(config, results, exitstatus)
+    session.exitstatus = status
 
 
 @pytest.hookimpl(trylast=True)
@@ -199,8 +204,3 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> No
     if not recorder.empty:
         results = recorder.results()
         output_json[OURS] = {"machine": results.machine, "workload": asdict(results.workload)}
-
-
-def as_extra_info(measurements: list[Measurement]) -> dict:
-    """The records as they stand in pytest-benchmark's JSON, under `extra_info`."""
-    return {found.metric: asdict(found) for found in measurements}

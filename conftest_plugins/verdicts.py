@@ -15,10 +15,6 @@ from typing import Any
 
 import pytest
 
-from conftest_plugins import ledgers
-from conftest_plugins.estimates import beside_bounds
-from conftest_plugins.options import DEVICE, OUTPUT, VARIANTS, chosen_preset, estimated_device
-from conftest_plugins.results import RECORDER
 from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate import published
@@ -35,11 +31,18 @@ from optsd.judge.verdicts import failing, nothing_was_judged
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
+from . import ledgers
+from .estimates import beside_bounds
+from .options import DEVICE, OUTPUT, VARIANTS, chosen_preset, estimated_device
+from .results import JUDGE, RECORDER
+
 CLAIMS = pytest.StashKey[Claims]()
 _CHOSEN = pytest.StashKey[Chosen]()
 _WATCH = pytest.StashKey[Watch]()
 _OUTCOME = pytest.StashKey["Outcome"]()
 
+SHIPPED = Path(__file__).parents[1] / "expected"
+"""Where the published claims of other sources are, if the folder of `--expected` has none."""
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
@@ -105,6 +108,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if option("--repeat") < 1:
         raise pytest.UsageError(f"--repeat {option('--repeat')} is too small; give 1 or more")
     config.stash[_OUTCOME] = Outcome()
+    config.stash[JUDGE] = lambda results, status: (judge(config, results), exit_status(config, status))
     folder = config.rootpath / option("--expected")
     if left := getattr(config.option, "claims_left", None):  # `--claims bench`: the path was taken for a name
         named = config.args_source is pytest.Config.ArgsSource.ARGS
@@ -130,7 +134,8 @@ def _read_claims(config: pytest.Config, folder: Path) -> None:
         if asked or guide.is_file():
             config.stash[_CHOSEN] = choose(read_all_claims(guide), {})
     else:
-        groups = [group for file in files.find(asked, folder / "claims") for group in read_all_claims(file)]
+        place = folder if (folder / "claims").is_dir() else SHIPPED
+        groups = [group for file in files.find(asked, place / "claims") for group in read_all_claims(file)]
         given = _given(config)
         named = config.getoption("--variant", None)
         chosen = choose(groups, given, [name for each in named for name in each.split(",")] if named else None)
@@ -164,6 +169,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = [row for row in rows if row.variant in config.stash[VARIANTS]]
         names = [f"{row.variant}-{row.metric}-{number}" for number, row in enumerate(chosen, 1)]
         metafunc.parametrize("claim", chosen, ids=names)
+
+
+@pytest.fixture
+def claims(pytestconfig: pytest.Config) -> Claims:
+    """Those that this run is judged by."""
+    return pytestconfig.stash[CLAIMS]
 
 
 @pytest.hookimpl(trylast=True)
@@ -266,7 +277,7 @@ def _kept_bounds(config: pytest.Config, groups: Iterable[Claims]) -> tuple[dict[
     )  # fmt: skip
 
 
-def exit_status(config: pytest.Config, results: Results, status: int) -> int:
+def exit_status(config: pytest.Config, status: int) -> int:
     """pytest's own status, or 1 where a verdict fails the run that pytest thinks well of."""
     outcome = config.stash[_OUTCOME]
     if status in _FINE and (outcome.failed or outcome.must_fail):

@@ -10,6 +10,8 @@ from optsd.terminals import survive
 COMMANDS = {
     # name -> (module, what it does)
     "generate": ("optsd.generate", "draw pictures with a variant"),
+    "bench": ("optsd.benching", "run the benches, in any project"),
+    "init": ("optsd.init", "write what a repository needs to be benched and gated"),
     "compare": ("optsd.compare", "judge two finished runs"),
     "diverge": ("optsd.diverge", "where two variants first part by more than rounding"),
     "report": ("optsd.report.command", "write the report of a results.json again"),
@@ -26,9 +28,9 @@ _HELP = """usage: optsd COMMAND [OPTION ...]
 {commands}
 
 The benches are pytest's:
-  pytest bench                       every variant of the guide, on the shipped model
-  pytest bench --variant=int4        that one, against the baseline
-  pytest bench --model sd15 --preset guide --claims
+  optsd bench                        every variant of the guide, on the shipped model (in a checkout: pytest bench)
+  optsd bench --variant=int4         that one, against the baseline
+  optsd bench --model sd15 --preset guide --claims
 
 optsd COMMAND --help tells more. optsd --version prints {version}."""
 

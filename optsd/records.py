@@ -30,6 +30,8 @@ class Workload:
     width: int
     batch_size: int
     seed: int = 42
+    prompts: str = ""  # of the pictures: "" the model's standard ones, else a set's name, or the hash of a file's
+    reference: str = ""  # "": what belongs to the prompts, else the hash of the pictures that are compared with
 
     @property
     def is_estimate(self) -> bool:
@@ -81,7 +83,7 @@ class Technique:
     """What one variant really changed, and the evidence that it was active while it was measured."""
 
     variant: str
-    exact: bool
+    exact: bool | None  # None: of a subject that is none of ours, nobody here knows
     touched: tuple[str, ...]
     proof: dict[str, Any] = field(default_factory=dict)
 
@@ -222,6 +224,7 @@ def _number(value: Any, name: str) -> float:
 _FROM_JSON: dict[Any, Callable[[Any, str], Any]] = {
     str: lambda value, name: _typed(value, str, name),
     bool: lambda value, name: _typed(value, bool, name),
+    bool | None: lambda value, name: None if value is None else _typed(value, bool, name),
     int: lambda value, name: _typed(_number(value, name), int, name),
     float: _number,
     float | None: lambda value, name: None if value is None else _number(value, name),

@@ -4,6 +4,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optsd import outside
 from optsd.errors import BadInput, Unsupported
 
 if TYPE_CHECKING:
@@ -111,16 +112,35 @@ def canonical(name: str) -> str:
     expanded = "+".join(ALIASES.get(part.strip(), part.strip()) for part in name.split("+"))
     parts = [f"{part}:{PARAMETERS[part]}" if part in PARAMETERS else part for part in expanded.split("+")]
     for part in parts:
-        if part.partition(":")[0] not in TECHNIQUES:
-            known = ", ".join([*ALIASES, *TECHNIQUES])
+        if not is_technique(part):
+            known = ", ".join([*ALIASES, *TECHNIQUES, *outside.techniques()])
             raise BadInput(f"unknown variant {name!r}", f"choose from {known}, or join techniques with +")
     if len(set(parts)) < len(parts):
         raise BadInput(f"variant {name!r} names a technique twice", "name each technique once")
-    order = list(TECHNIQUES)
+    order = [*TECHNIQUES, *sorted(outside.techniques())]
     parts.sort(key=lambda part: order.index(part.partition(":")[0]))
     joined = "+".join(parts)
     written = next((known for known in GUIDE_VARIANTS if sorted(known.split("+")) == sorted(parts)), joined)
     return "baseline" if written == "eager" else written
+
+
+def is_technique(spelled: str) -> bool:
+    """Whether that is a technique's name, with or without a parameter. Raises BadInput where two packages have it."""
+    name = spelled.partition(":")[0]
+    if name in outside.techniques():
+        outside.refuse_taken(name, name in TECHNIQUES)
+        return True
+    return name in TECHNIQUES
+
+
+def is_variant(name: str) -> bool:
+    """Whether a word, without its parameter, means a technique or a variant here."""
+    return name.partition(":")[0] in {*ALIASES, *TECHNIQUES, *outside.techniques()}
+
+
+def is_ours(variant: str) -> bool:
+    """Whether a variant's name has only techniques of this package: no subject's, and nothing of another package."""
+    return all(part.partition(":")[0] in {*ALIASES, *TECHNIQUES} for part in variant.split("+"))
 
 
 def chosen(given: "Iterable[str] | None", default: "Iterable[str]") -> tuple[str, ...]:
@@ -154,6 +174,8 @@ def against_eager(name: str) -> Variant:
 
 def _technique(spelled: str) -> "tuple[Optimization, ...]":
     name, colon, parameter = spelled.partition(":")
+    if name in outside.techniques():
+        return (outside.load(name, parameter if colon else None),)
     module, _, attribute = TECHNIQUES[name].partition(":")
     technique = getattr(importlib.import_module(module), attribute)
     if name in PARAMETERS:

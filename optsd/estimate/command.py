@@ -48,15 +48,15 @@ def main(arguments: list[str]) -> int:
     traces: dict[tuple[str, object], Estimate] = {}
     with _progress(len(targets) * len(wanted)) as said:
         for target in targets:
-            found = {}
+            of_target = {}
             for name in wanted:
                 said(f"{name} on {target.name}")
                 place = (name, _kernels_of(target))
                 if place not in traces:
                     traces[place] = estimate(source.location, name, workloads[target.name], target.name)
-                found[name] = replace(traces[place], device=target)
-            fused = found["sdpa"] if target.has_data_sheet else None
-            listed += [(found[name], measurements(found[name], found["baseline"], fused)) for name in names]
+                of_target[name] = replace(traces[place], device=target)
+            fused = of_target["sdpa"] if target.has_data_sheet else None
+            listed += [(of_target[name], measurements(of_target[name], of_target["baseline"], fused)) for name in names]
     if options.json:
         rows = [asdict(row) | {"device": found.device.name} for found, measured in listed for row in measured]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -92,7 +92,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 def overview(listed: Sequence[tuple[Estimate, list[Measurement]]]) -> str:
     """A row for each device and variant: time at best and as today's kernels are, memory."""
     heads = ("device", "variant", "s / image", "at best", "today", "peak", "saved", "weights")
-    shown = [heads]
+    shown: list[tuple[str, ...]] = [heads]
     for found, rows in listed:
         by_name = {row.metric: row for row in rows}
 

@@ -1,7 +1,7 @@
 """Reads a finished run for comparison: this project's results.json, or the JSON of pytest-benchmark."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ FOREIGN = Workload("pytest-benchmark", "cpu", "unknown", steps=0, guidance=0, he
 
 OURS = "optsd"
 """The key under which `pytest bench` puts its machine and its workload into pytest-benchmark's JSON."""
+
+
+def as_extra_info(measurements: list[Measurement]) -> dict[str, Any]:
+    """The records as they stand in pytest-benchmark's JSON, under `extra_info`."""
+    return {found.metric: asdict(found) for found in measurements}
 
 
 def read_run(file: Path) -> Results:

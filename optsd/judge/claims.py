@@ -71,6 +71,9 @@ def _other_workload(claim: Claim, claims: Claims, results: Results) -> str:
         found = _machine(results)
         if not same_machine(claims.machine, found, workload["device"]):
             differences.append(f"{found or 'an unknown machine'} instead of {claims.machine}")
+    if kind == "quality":
+        own = [f"{name} {workload[name]}" for name in ("prompts", "reference") if workload[name]]
+        differences += [f"{each} instead of the standard ones" for each in own]
     pictures = sum(row.get("variant") == claim.variant for row in results.images)
     if kind == "quality" and not differences and claims.images and pictures != claims.images:
         differences.append(f"{pictures} pictures instead of {claims.images}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from optsd.metrics import metric
 from optsd.records import Workload
+from optsd.variants import is_ours
 
 SCHEMA = 1
 
@@ -134,7 +135,7 @@ class Baselines:
             "machine": self.machine,
             "tolerance": {kind: _lean(asdict(self.tolerance[kind])) for kind in sorted(self.tolerance)},
             "runs": [
-                asdict(run) | {"rows": [_row_json(row) for row in sorted(run.rows, key=_place)]}
+                asdict(run) | _others(run) | {"rows": [_row_json(row) for row in sorted(run.rows, key=_place)]}
                 for run in sorted(self.runs, key=lambda run: json.dumps(asdict(run.workload), sort_keys=True))
             ],
         }
@@ -164,6 +165,12 @@ def identity(machine: Mapping[str, Any], device: str) -> dict[str, Any]:
     if device == "cuda":
         return same | {"driver": gpus[0].get("driver") if gpus else None, "cuda": versions.get("cuda")}
     return same | {"flags": cpu.get("flags"), "threads": (machine.get("threads") or {}).get("torch")}
+
+
+def _others(run: Run) -> dict[str, list[str]]:
+    """The subjects and the techniques of other packages: who reads the file need not have them."""
+    names = sorted({row.variant for row in run.rows if not is_ours(row.variant)})
+    return {"others": names} if names else {}
 
 
 def _place(row: Row) -> tuple[str, str]:

@@ -5,7 +5,7 @@ A mistake in one is an error that names the file, the row and the remedy, never 
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,9 @@ from optsd.judge.expectations import (
 from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Workload, is_finite, record
 from optsd.variants import canonical
+
+_PROMPTS = ("prompts", "reference")
+"""Of a workload: what its pictures are of, and compared with; empty for the standard ones."""
 
 
 def read_claims(file: Path) -> Claims:
@@ -53,7 +56,7 @@ def read_all_claims(file: Path) -> tuple[Claims, ...]:
     _is_of_schema_1(file, data)
     _keys(file, "the file", data, "schema guide workload images models tolerance claims", optional="$schema")
     workload = data["workload"]
-    known = {field.name for field in fields(Workload)} - {"model", "seed"}
+    known = {field.name for field in fields(Workload)} - {"model", "seed", *_PROMPTS}
     _keys(file, "workload", workload, known)
     _workload(file, "workload", {"model": "any", **workload})
     models = data["models"]
@@ -121,8 +124,12 @@ def _claim(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, To
 
 
 def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tolerance]) -> Run:
-    _keys(file, where, run, "workload created rounds identity versions kernels noise_floor load rows")
-    _keys(file, f"{where} workload", run["workload"], {field.name for field in fields(Workload)})
+    _keys(file, where, run, "workload created rounds identity versions kernels noise_floor load rows", "others")
+    required = {field.name for field in fields(Workload)} - {*_PROMPTS}  # files that were recorded before have none
+    _keys(file, f"{where} workload", run["workload"], required, " ".join(_PROMPTS))
+    others = run.get("others", [])
+    if not isinstance(others, list) or not all(isinstance(name, str) for name in others):
+        _refuse(file, f"{where} others", "it is no list of names", "record the file again with --expected-update")
     workload = _workload(file, f"{where} workload", run["workload"])
     for key, kind in (("created", str), ("rounds", int)):
         if not isinstance(run[key], kind):
@@ -131,14 +138,15 @@ def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tole
         if not isinstance(run[key], dict):
             _refuse(file, f"{where} {key}", "it is no table", "record the file again with --expected-update")
     _number(file, where, "noise_floor", run["noise_floor"])
-    rows = [_row(file, f"{where} {place}", row, tolerances) for place, row in _rows(file, "rows", run["rows"])]
+    rows = [_row(file, f"{where} {place}", row, tolerances, others) for place, row in _rows(file, "rows", run["rows"])]
     _refuse_duplicates(file, ((f"{row.variant} {row.metric}", f"{where} rows") for row in rows))
-    return Run(**{**run, "workload": workload, "rows": tuple(rows)})
+    known = {key: value for key, value in run.items() if key != "others"}
+    return Run(**{**known, "workload": workload, "rows": tuple(rows)})
 
 
-def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance]) -> Row:
+def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance], others: Collection[str]) -> Row:
     _keys(file, where, row, "variant metric value", optional="low high samples tolerance")
-    variant, name = _variant_and_metric(file, where, row)
+    variant, name = _variant_and_metric(file, where, row, others)
     where = f"{where} ({variant} {name})"
     tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else None
     samples = row.get("samples", [])
@@ -184,9 +192,10 @@ def _keys(file: Path, where: str, row: Any, required: str | set[str], optional: 
         _refuse(file, where, f"{missing[0]!r} is missing", "add it")
 
 
-def _variant_and_metric(file: Path, where: str, row: dict[str, Any]) -> tuple[str, str]:
+def _variant_and_metric(file: Path, where: str, row: dict[str, Any], others: Collection[str] = ()) -> tuple[str, str]:
+    """`others`: names that the file itself says to be of no technique that is known here."""
     try:
-        variant = canonical(str(row["variant"]))
+        variant = row["variant"] if row["variant"] in others else canonical(str(row["variant"]))
     except BadInput as error:
         _refuse(file, where, error.problem, error.remedy)
     if variant != row["variant"]:

@@ -31,13 +31,9 @@ class PeakMemory:
 
 def peak_memory(model: str, variant: str, device: str, dtype: str, workload: Workload) -> PeakMemory:
     """Run one batch of the variant in a new process and read its peak. Raises OptsdError where that fails."""
-    # A fork server imports the libraries once; each measurement is a fork of it that has loaded no model yet. Importing
-    # diffusers asks for CUDA's devices, and a process that has asked cannot be forked into one that uses them.
-    context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
-    context.set_forkserver_preload(["torch", "diffusers", "transformers", "optsd.models", "optsd.measure.run"])
-    _give_back_device_memory()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, model, variant, device, dtype, workload), daemon=True)
+    start = context(device)
+    receiver, sender = start.Pipe(duplex=False)
+    process = start.Process(target=_child, args=(sender, model, variant, device, dtype, workload), daemon=True)
     process.start()
     sender.close()
     try:
@@ -53,6 +49,16 @@ def peak_memory(model: str, variant: str, device: str, dtype: str, workload: Wor
         return answer
     kind, problem, remedy = answer
     raise (Unsupported if kind == "Unsupported" else OptsdError)(problem, remedy)
+
+
+def context(device: str) -> Any:
+    """How processes begin that are measured: with the libraries imported, and without a model or a GPU's memory."""
+    # A fork server imports the libraries once; each measurement is a fork of it that has loaded no model yet. Importing
+    # diffusers asks for CUDA's devices, and a process that has asked cannot be forked into one that uses them.
+    made: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
+    made.set_forkserver_preload(["torch", "diffusers", "transformers", "optsd.models", "optsd.measure.run"])
+    _give_back_device_memory()
+    return made
 
 
 def resident_bytes(key: str = "VmRSS") -> int:

@@ -28,13 +28,16 @@ def fix_seeds() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def generators(seed: int, first: int, count: int) -> "list[torch.Generator]":
-    """A CPU generator for each of the pictures `first`, …, `first + count - 1`.
+def noise_seeds(seed: int, first: int, count: int) -> list[int]:
+    """The seed of the noise of each of the pictures `first`, …, `first + count - 1` of a run with `seed`.
 
-    Picture i starts from the same noise on every device, in every batch and in every shard. Any seed of 64 bits will
-    do: torch has no larger ones, so the product wraps around.
+    Any seed of 64 bits will do: torch has no larger ones, so the product wraps around.
     """
+    return [(seed * 1_000_003 + index) % 2**64 for index in range(first, first + count)]
+
+
+def generators(seed: int, first: int, count: int) -> "list[torch.Generator]":
+    """A CPU generator for each of those: the same noise on every device, in every batch and in every shard."""
     import torch
 
-    seeds = ((seed * 1_000_003 + index) % 2**64 for index in range(first, first + count))
-    return [torch.Generator("cpu").manual_seed(each) for each in seeds]
+    return [torch.Generator("cpu").manual_seed(each) for each in noise_seeds(seed, first, count)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import optsd
+from optsd import outside
 from optsd.errors import BadInput
 from optsd.measure.pictures import check_pictures
 from optsd.measure.seeds import fix_seeds, generators
@@ -24,10 +25,14 @@ from optsd.variants import against_eager
 
 # A new part of the package counts as making images until it is named here.
 _MAKES_NO_IMAGES = (
+    "bench",
+    "benching.py",
     "cli.py",
+    "conftest_plugins",
     "data",
     "doctor.py",
     "estimate",
+    "init",
     "judge",
     "measure",
     "metrics.py",
@@ -36,6 +41,8 @@ _MAKES_NO_IMAGES = (
     "quiet.py",
     "records.py",
     "report",
+    "subjects.py",
+    "testing.py",
 )
 _MAKES_IMAGES_AFTER_ALL = ("measure/seeds.py", "quality/generate.py")
 
@@ -95,7 +102,7 @@ def plan(variant: str, workload: Workload, prompts: Sequence[str], weights: str)
     common = {
         "weights": weights,
         "variant": variant,
-        "techniques": [repr(step) for step in against_eager(variant).steps],
+        "techniques": [f"{step!r}{outside.source_of(step)}" for step in against_eager(variant).steps],
         "workload": dataclasses.asdict(workload),
         "code": code_version(),
         "machine": machine(workload.device),

@@ -1,16 +1,16 @@
 """Quality for one model and workload: prompts, reference and networks that fit it, and one call a variant."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optsd.data import downloads, prompts, sets
+from optsd.data import downloads, prompts, reference_files, sets
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
 from optsd.models.published import RANDOM
-from optsd.quality import reference
+from optsd.quality import objects, reference
 from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
 from optsd.quality.generate import generate
 from optsd.quality.measure import Judge
@@ -43,12 +43,17 @@ def setting(
     weights: Path | None = None,
     store: Store | None = None,
     chosen_set: str = "standard",
+    own_prompts: Sequence[Prompt] = (),
+    own_reference: Path | None = None,
 ) -> Setting:
     """The first `count` prompts of a set (`optsd.data.sets`) and what belongs to them.
 
     `shapes` has its own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack), and the
-    standard networks, from `weights` or the caches. Raises NotFound or BadInput where there are no prompts.
+    standard networks, from `weights` or the caches. `own_prompts` and a folder of pictures take the place of what a set
+    has. Raises NotFound or BadInput where there are no prompts.
     """
+    if own_prompts or own_reference:
+        return _of_ones_own(workload, count, coco, weights, store, chosen_set, own_prompts, own_reference)
     own = sets.find(chosen_set)
     if not FEWEST_IMAGES <= count <= own.count:
         raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {own.count:,}")
@@ -58,8 +63,7 @@ def setting(
     folder = coco or downloads.coco_folder()
     chosen = tuple(own.prompts(folder))
     if workload.model in RANDOM:
-        reason = BadInput("random weights: quality means nothing", "measure it with a model that has its own")
-        return Setting(chosen[:count], reason, NoNetworks(reason), counts_objects=False)
+        return Setting(chosen[:count], _RANDOM, NoNetworks(_RANDOM), counts_objects=False)
     real: Reference | BadInput
     try:
         if not own.photographs:
@@ -70,6 +74,52 @@ def setting(
     except BadInput as error:
         real = error
     return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
+
+
+def _of_ones_own(
+    workload: Workload,
+    count: int,
+    coco: Path | None,
+    weights: Path | None,
+    store: Store | None,
+    chosen_set: str,
+    own_prompts: Sequence[Prompt],
+    own_reference: Path | None,
+) -> Setting:
+    """Prompts of a file are not what a set's photographs were described by: without a folder there is no reference."""
+    if own_prompts:
+        if not FEWEST_IMAGES <= count <= len(own_prompts):
+            raise BadInput(f"{count} images of one's own prompts", f"give {FEWEST_IMAGES} to {len(own_prompts):,}")
+        chosen = tuple(own_prompts[:count])
+        networks: Networks = StandardNetworks(weights)
+        if workload.model == "shapes":
+            networks = shapes_networks()
+        elif workload.model in RANDOM:
+            networks = NoNetworks(_RANDOM)
+        base = Setting(
+            chosen, _NO_REFERENCE, networks, counts_objects=workload.model == "shapes" and _in_grammar(chosen)
+        )
+    else:
+        base = setting(workload, count, coco, weights, store, chosen_set)
+    if own_reference is None or workload.model in RANDOM:
+        return base
+    try:
+        files = reference_files.names(own_reference)
+        return replace(base, reference=reference.read(own_reference, files, workload.width, workload.height, store))
+    except BadInput as error:
+        return replace(base, reference=error)
+
+
+def _in_grammar(chosen: Sequence[Prompt]) -> bool:
+    """Whether the shipped model's judge can tell which objects each prompt asks for."""
+    try:
+        return all(objects.parse(prompt.text) for prompt in chosen)
+    except BadInput:
+        return False
+
+
+_RANDOM = BadInput("random weights: quality means nothing", "measure it with a model that has its own")
+_NO_REFERENCE = BadInput("prompts of one's own have no photographs", "give a folder of pictures with --reference")
 
 
 @dataclass(frozen=True)

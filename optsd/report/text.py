@@ -24,10 +24,11 @@ def write(results: Results, folder: Path) -> None:
 
 def describe(workload: Workload) -> str:
     """`shapes, cpu float32, 20 steps, guidance 7.5, 64×64, batch 4, seed 42`."""
+    own = [f", {name} {value}" for name in ("prompts", "reference") if (value := getattr(workload, name))]
     return (
         f"{workload.model}, {workload.device} {workload.dtype}, {workload.steps} steps, "
         f"guidance {workload.guidance:g}, {workload.width}×{workload.height}, batch {workload.batch_size}, "
-        f"seed {workload.seed}"
+        f"seed {workload.seed}{''.join(own)}"
     )
 
 

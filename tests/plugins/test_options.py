@@ -1,5 +1,6 @@
 """The suite's options, through pytest itself: the first thing that a user gets wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
         (["--batch-size", "0"], "--batch-size 0 is too small; give 1 or more"),
         (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda, cuda:N or estimate:NAME"),
         (["--dtype", "int8"], "unknown dtype 'int8'; use auto, float32, float16, bfloat16"),
+        (["--subject-timeout", "0"], "--subject-timeout 0 is no time; give seconds above 0"),
+        (["--device", "estimate", "--subject", "a=json:dumps"], "--subject is about measured figures"),
         (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
         (["--seed", str(2**64)], f"--seed {2**64} is too large; give {2**64 - 1} or less"),
     ],
@@ -64,3 +67,24 @@ def test_chosen_variants_bring_the_baseline_and_come_once() -> None:
     result = run_bench("--collect-only", "-q", "--variant=combined,int4", "--variant", "flash+int8")
     collected = [line for line in result.stdout.splitlines() if "test_speed" in line]
     assert [line.split("[")[1] for line in collected] == ["baseline]", "int8+flash]", "int4]"]
+
+
+def test_the_order_of_the_benches_is_theirs_whoever_shuffles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-randomly comes first of all, --ff around all others."""
+    hook = "def pytest_collection_modifyitems(items):\n"
+    first = f"import pytest\n@pytest.hookimpl(tryfirst=True)\n{hook}    items.reverse()\n"
+    last = (  # registered as late as pytest's own is
+        "import pytest\ndef pytest_configure(config): config.pluginmanager.register(Late(), 'late')\n"
+        "class Late:\n @pytest.hookimpl(wrapper=True, tryfirst=True)\n"
+        " def pytest_collection_modifyitems(self, items):\n  yield\n  items.reverse()\n"
+    )
+    (tmp_path / "shuffle_first.py").write_text(first)
+    (tmp_path / "shuffle_last.py").write_text(last)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(ROOT))))
+    options = ("--collect-only", "-q", "--variant=sdpa,int8")
+    orders = [
+        [line for line in run_bench(*options, *more).stdout.splitlines() if "::" in line]
+        for more in ((), ("-p", "shuffle_first"), ("-p", "shuffle_last"))
+    ]
+    assert orders[0] == orders[1] == orders[2]
+    assert [line.split("[")[1] for line in orders[0] if "test_memory" in line] == ["baseline]", "sdpa]", "int8]"]

@@ -94,6 +94,29 @@ def test_other_projects_are_left_alone(tmp_path: Path, entry_point: Path) -> Non
     assert result.returncode == 0
 
 
+def test_a_checkout_has_its_benches_elsewhere(tmp_path: Path, entry_point: Path) -> None:
+    result = run(tmp_path, "--pyargs", "optsd.bench", path=entry_point)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: optsd.bench is not in a checkout of OptSD; run there: pytest bench" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "is_asked"),
+    [
+        (["--pyargs", "optsd.bench"], True),
+        (["optsd.bench.test_speed", "--pyargs", "-q"], True),
+        (["--pyargs", "optsd.bench.test_speed::test_speed[int8]"], True),
+        (["optsd.bench"], False),
+        (["--pyargs", "optsd.benches"], False),
+        (["--pyargs", "my.optsd.bench"], False),
+        (["--pyargs", "tests", "-k", "bench"], False),
+    ],
+)
+def test_who_asks_for_the_benches(words: list[str], is_asked: bool) -> None:
+    assert pytest_plugin.asked(words) is is_asked
+
+
 def test_the_options_are_those_that_take_a_value() -> None:
     class Parser:
         def __init__(self) -> None:

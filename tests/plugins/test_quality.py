@@ -31,6 +31,8 @@ def _run(*options: object) -> subprocess.CompletedProcess:
         (["--prompts", "parti"], "shapes cannot draw the prompts of parti; leave --prompts out, or choose a --model"),
         (["--worst", "-1"], "--worst -1 is too small; give 0 or more"),
         (["--coco", "nowhere"], "--coco nowhere is no folder; give the path of a folder"),
+        (["--reference", "nowhere"], "--reference nowhere is no folder; give the path of a folder"),
+        (["--prompts", "nowhere.csv"], "nowhere.csv; give one prompt a line, JSON lines, a table"),
         (["--metric-weights", "nowhere"], "--metric-weights nowhere is no folder"),
     ],
 )
