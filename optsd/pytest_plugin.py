@@ -29,7 +29,7 @@ TAKE_A_VALUE = frozenset(
 """The options of conftest_plugins/ that take a value."""
 
 PLUGINS = ("options", "results", "progress", "pipelines", "quality", "ledgers", "estimates", "verdicts", "against")
-"""The modules of conftest_plugins/, each after those that it imports; a wheel holds them as `optsd.conftest_plugins`."""
+"""The modules of conftest_plugins/, each after those that it imports; in a wheel, of `optsd.conftest_plugins`."""
 
 BENCHES = "optsd.bench"
 _VARIABLE = "PYTEST_ADDOPTS"
