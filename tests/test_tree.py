@@ -1,6 +1,9 @@
 """What holds of the source as a whole."""
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +70,54 @@ def test_only_the_anatomy_asks_what_a_pipeline_is_made_of() -> None:
 )
 def test_what_counts_as_asking(line: str, asks: int) -> None:
     assert len(list(_asks(ast.parse(line)))) == asks
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
+    pages = {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {page for page in pages if f"({page})" in index} == pages
+    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def _imports(file: Path) -> set[str]:
+    """The modules of ours that a file imports when it is loaded."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Import(names=names):
+                found |= {each.name for each in names}
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                found |= {module, *(f"{module}.{each.name}" for each in names)}
+            case ast.ImportFrom(module=module, names=names, level=1):
+                package = ".".join(file.relative_to(ROOT).parent.parts)
+                base = f"{package}.{module}" if module else package
+                found |= {base, *(f"{base}.{each.name}" for each in names)}
+    return {name for name in found if name.split(".")[0] in CODE}
+
+
+def test_no_two_files_import_each_other() -> None:
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for folder in CODE
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    known = {name: {other for other in _imports(file) if other in files} - {name} for name, file in files.items()}
+    pairs = {
+        tuple(sorted((one, other)))
+        for one, others in known.items()
+        for other in others
+        # a package that offers what its modules have imports them: only between files is it a circle
+        if one in known[other] and not one.startswith(f"{other}.") and not other.startswith(f"{one}.")
+    }
+    assert not pairs
+
+
+@pytest.mark.parametrize("room", ["judge", "report"])
+def test_who_judges_and_reports_imports_no_torch(room: str) -> None:
+    code = f"import pkgutil, sys, importlib, optsd.{room} as room\n" + (
+        "[importlib.import_module(each.name) for each in pkgutil.iter_modules(room.__path__, room.__name__ + '.')]\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
