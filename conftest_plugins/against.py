@@ -150,6 +150,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section(f"against {config.getoption('--against')}")
     recorder = config.stash[RECORDER]
-    for verdict in () if recorder.empty else recorder.results().verdicts:
+    for verdict in () if recorder.empty else recorder.judged().verdicts:
         if verdict.metric == "speedup_against":
             terminalreporter.line(f"{verdict.status:<18} {verdict.variant}: {verdict.note}")

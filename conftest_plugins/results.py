@@ -76,6 +76,10 @@ class Recorder:
             )
         return replace(self._results, complete=complete)
 
+    def judged(self) -> Results:
+        """What `pytest_sessionfinish` has made of it: with verdicts, and whether the run ended by itself."""
+        return self.results(self._results is not None and self._results.complete)
+
     def merge(self, other: Results) -> None:
         """Add what another worker has found, and on which machine: it knows which GPU ran."""
         if self.empty and other.machine:
@@ -117,6 +121,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if reporter := config.pluginmanager.get_plugin("terminalreporter"):
         survive(reporter._tw._file)
     config.stash[RECORDER] = Recorder(config)
+    # pytest-benchmark's table has the seconds without what they mean; whoever asks for it in detail gets it.
+    config.option.benchmark_quiet = not getattr(config.option, "benchmark_verbose", False)
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +191,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
     from optsd.report import print_table
 
-    results = recorder.results(complete=True)
+    results = recorder.judged()
     terminalreporter.section("results")
     writer = terminalreporter._tw
     print_table(results, Console(file=writer._file, width=min(writer.fullwidth, 120), force_terminal=writer.hasmarkup))

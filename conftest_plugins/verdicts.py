@@ -27,7 +27,7 @@ from optsd.judge.recording import baseline_file, update
 from optsd.judge.regressions import judge_regressions
 from optsd.judge.repeat import judge_repeats
 from optsd.judge.statistics import FEWEST_ROUNDS
-from optsd.judge.verdicts import failing, nothing_was_judged
+from optsd.judge.verdicts import failing, nothing_was_judged, said_at_last
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
@@ -43,6 +43,7 @@ _OUTCOME = pytest.StashKey["Outcome"]()
 
 SHIPPED = Path(__file__).parents[1] / "expected"
 """Where the published claims of other sources are, if the folder of `--expected` has none."""
+QUESTIONS = {"--against": "AGAINST", "--gate": "GATE", "--claims": "CLAIMS"}
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
@@ -294,6 +295,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"{verdict.status.upper()} {verdict.variant} {verdict.metric}: {verdict.note}")
     for line in outcome.lines:
         terminalreporter.line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The answer is the last thing on the screen, below pytest's own last line."""
+    reporter, recorder = config.pluginmanager.get_plugin("terminalreporter"), config.stash.get(RECORDER, None)
+    if reporter is None or recorder is None or recorder.empty or hasattr(config, "workerinput"):
+        return
+    outcome, results = config.stash[_OUTCOME], recorder.judged()
+    if not results.complete:
+        count = len({row.variant for row in results.measurements})
+        reporter.write_line(f"INCOMPLETE: interrupted; there are figures of {count} variants", yellow=True, bold=True)
+    for option, name in QUESTIONS.items():
+        if config.getoption(option, None):
+            rows = [row for row in results.verdicts if row.status != "not comparable" or row in outcome.failed]
+            has_failed = bool(outcome.failed or outcome.must_fail)
+            line = said_at_last(name, rows, outcome.failed, has_failed)
+            reporter.write_line(line, red=has_failed, green=not has_failed, bold=True)
+            break
 
 
 def _noted(config: pytest.Config, option: str, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:

@@ -244,6 +244,25 @@ def test_a_regression_fails_a_gate_and_only_a_gate(project):
     result.stdout.fnmatch_lines(["REGRESSED int8 speedup: 40.0% worse (*"])
 
 
+def last_line(result):
+    return [line for line in result.outlines if line][-1]
+
+
+def test_the_last_line_is_the_answer(project):
+    record(project)
+    assert last_line(project.run("bench", "--variant=int8", "--gate")) == "GATE PASSED: 2 insufficient data, 1 ok"
+    project.bench(**CPU, speedup=1.0)
+    assert last_line(project.run("bench", "--variant=int8", "--gate")).startswith("GATE FAILED: int8 ")
+    assert "GATE" not in project.run("bench", "--variant=int8").stdout.str()
+
+
+def test_an_interrupted_run_says_so_at_last(project):
+    project.bench(**CPU, pixels="(_ for _ in ()).throw(KeyboardInterrupt())")
+    assert last_line(project.run("bench", "--variant=int8")).startswith(
+        "INCOMPLETE: interrupted; there are figures of "
+    )
+
+
 def test_an_improvement_is_offered_and_not_taken(project):
     record(project)
     before = project.baselines.read_bytes()
