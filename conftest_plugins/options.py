@@ -52,9 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--model",
         default="shapes",
-        help="shapes (ships with the project), sd15, an architecture with random weights for speed, memory and size "
-        "only (sd15-random, sd21-random, sdxl-random, sd35-medium-random, flux-random), a diffusers folder, a "
-        ".safetensors checkpoint, or a hub id (default: %(default)s)",
+        help="shapes or shapes-dit (they ship with the project), sd15, an architecture with random weights for speed, "
+        "memory and size only (sd15-random, sd21-random, sdxl-random, sd35-medium-random, flux-random), a diffusers "
+        "folder, a .safetensors checkpoint, or a hub id (default: %(default)s)",
     )
     group.addoption(
         "--variant",
@@ -89,8 +89,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--preset",
         choices=sorted(workloads.PRESETS),
-        help="smoke: does it run; quick: shapes' default; guide: 50 steps, guidance 7.5, 512x512, batch 4, 1,000 "
-        "images, every other model's default. The options below change a part of it",
+        help="smoke: does it run; quick: the shipped models' default; guide: 50 steps, guidance 7.5, 512x512, batch 4, "
+        "1,000 images, every other model's default. The options below change a part of it",
     )
     group.addoption("--steps", type=int, help="denoising steps")
     group.addoption("--guidance", type=float, help="classifier-free guidance scale; 1 turns it off")

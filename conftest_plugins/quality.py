@@ -13,6 +13,7 @@ from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
 from optsd.files import check_writable, home, write_atomically
 from optsd.metrics import metric
+from optsd.models import shapes
 from optsd.records import Measurement, Results, Workload
 from optsd.subjects import Folder
 from optsd.workloads import at_least
@@ -99,8 +100,8 @@ def _read_prompts(config: pytest.Config) -> int:
     own = sets.find(given)
     if own.name != "standard":
         config.stash[PROMPTS] = own.name
-        if config.getoption("--model") == "shapes":
-            raise BadInput(f"shapes cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
+        if (model := config.getoption("--model")) in shapes.PIPELINES:
+            raise BadInput(f"{model} cannot draw the prompts of {own.name}", "leave --prompts out, or choose a --model")
     return own.count
 
 

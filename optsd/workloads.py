@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optsd.errors import BadInput
+from optsd.models.shapes import PIPELINES
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SPELLINGS = {
@@ -34,8 +35,8 @@ PRESETS = {
 
 
 def default_preset(model: str) -> str:
-    """`quick` for the shipped model; the guide's experiment for every other one."""
-    return "quick" if model == "shapes" else "guide"
+    """`quick` for the shipped models; the guide's experiment for every other one."""
+    return "quick" if model in PIPELINES else "guide"
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from optsd.workloads import PRESETS, at_least, default_preset, parse_size
 def test_the_guide_is_the_guide() -> None:
     guide = PRESETS["guide"]
     assert (guide.steps, guide.guidance, guide.size, guide.batch_size, guide.images) == (50, 7.5, (512, 512), 4, 1000)
-    assert default_preset("shapes") == "quick"
+    assert default_preset("shapes") == default_preset("shapes-dit") == "quick"
     assert default_preset("sd15") == default_preset("/some/folder") == "guide"
 
 

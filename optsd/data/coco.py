@@ -9,6 +9,7 @@ from rich.console import Console
 
 from optsd.data import captions, downloads, prompts, sets
 from optsd.errors import BadInput, NotFound
+from optsd.models.shapes import PIPELINES
 
 _EXAMPLES = """\
 examples:
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     show.add_argument(
         "--prompts", default="standard", metavar="SET", help=f"{', '.join(sets.SETS)} (default: %(default)s)"
     )
-    show.add_argument("--model", choices=("coco", "shapes"), default="coco", help="whose prompts (default: coco)")
+    show.add_argument("--model", choices=("coco", *PIPELINES), default="coco", help="whose prompts (default: coco)")
     for command in (verify, show):
         command.add_argument(
             "--captions", type=Path, metavar="FILE", help="the set's file (captions_val2017.json), if it lies elsewhere"
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if options.count < 1:
         raise BadInput(f"--count {options.count} asks for no prompt", "give 1 or more")
     own = sets.find(options.prompts)
-    if options.model == "shapes":
+    if options.model in PIPELINES:
         chosen = list(prompts.shapes()[0])
     else:
         chosen = own.read(options.captions) if options.captions else own.prompts(downloads.coco_folder())

@@ -4,36 +4,26 @@ Call `build` under FakeTensorMode: then nothing is allocated, however large the 
 """
 
 import importlib
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, NotFound
 from optsd.models import Source, folders
 from optsd.models.folders import SD15_HUB_ID
 from optsd.models.published import BUILDERS, RANDOM, SIDES, real_numbers
+from optsd.models.shapes import PIPELINES
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
 
-def _shapes() -> "DiffusionPipeline":
-    from optsd.models.shapes import networks
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokens = networks.tokenizer(Path(folder))
-    return networks.pipeline(
-        vae=networks.autoencoder(), text_encoder=networks.text_encoder(tokens), tokenizer=tokens, unet=networks.unet()
-    )
-
-
 NAMED: dict[str, Callable[[], "DiffusionPipeline"]] = {
-    "shapes": _shapes,
     **BUILDERS,
     **{name: BUILDERS[plain] for name, plain in RANDOM.items()},
 }
+
+NAMES = (*PIPELINES, *NAMED)
 
 
 def check(model: str) -> Source:
@@ -41,15 +31,18 @@ def check(model: str) -> Source:
 
     Raises NotFound for what is none of them.
     """
+    if model in PIPELINES:
+        return Source(model, str(PIPELINES[model]), PIPELINES[model], size=folders.size(PIPELINES[model]))
     if model in NAMED:
-        return Source(model, model, size=(64 if model == "shapes" else SIDES[RANDOM.get(model, model)],) * 2)
+        return Source(model, model, size=(SIDES[RANDOM.get(model, model)],) * 2)
     path = folders.path_of(model)
     if path and path.is_dir():
         path = path.resolve()
         return Source(folders.label(path), str(path), path, size=folders.size(path))
     if path or not folders.is_hub_id(model):
         raise NotFound(
-            f"no model {model!r}", f"use {', '.join(NAMED)}, a diffusers folder, or a hub id such as {SD15_HUB_ID}"
+            f"no model {model!r}",
+            f"use {', '.join(NAMES)}, a diffusers folder, or a hub id such as {SD15_HUB_ID}",
         )
     return Source(model, model, hub_id=model)
 
@@ -100,7 +93,12 @@ def _from_files(model: str) -> "DiffusionPipeline":
         parts[component] = _component(source, component, kind[0], kind[1]) if present else None
     if "requires_safety_checker" in index:
         parts["requires_safety_checker"] = False
-    return pipeline_class(**parts)
+    try:
+        return pipeline_class(**parts)
+    except TypeError as error:  # a component that the class needs is not named
+        raise BadInput(
+            f"{model} is no whole {pipeline_class.__name__} ({error})", "check its model_index.json"
+        ) from error
 
 
 def _component(source: str, component: str, library: str, name: str) -> Any:

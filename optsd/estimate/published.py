@@ -139,7 +139,7 @@ def _model(claim: Claim, needs_steps: bool = True, needs_batch: bool = True, nee
     if not setting.model.known:
         raise _Missing("the model is unstated")
     name = names.architecture(setting.model)
-    if name not in architectures.NAMED:
+    if name not in architectures.NAMES:
         raise _Missing(f"optsd.estimate does not know the architecture of {setting.model}")
     pixels = names.pixels(setting.size)
     if pixels is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optsd.measure.seeds import generators
+from optsd.models.shapes import PIPELINES
 from optsd.records import Workload
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PHOTO_PROMPTS = (
 
 def timing_prompts(model: str, count: int) -> list[str]:
     """Prompts for the passes that measure time and memory: the model's own kind, always the same."""
-    if model == "shapes":
+    if model in PIPELINES:
         from itertools import islice
 
         from optsd.models.shapes.scenes import scenes

@@ -1,4 +1,4 @@
-"""What is measured: the shipped model, SD v1.5, any diffusers folder, checkpoint or hub id.
+"""What is measured: the shipped models, SD v1.5, any diffusers folder, checkpoint or hub id.
 
 `check` finds what can be found wrong without importing torch; `load` gives the pipeline; `build` applies a variant.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from optsd.patching import Patch
 
-NAMES = ("shapes", "sd15", *RANDOM)
+NAMES = (*shapes.PIPELINES, "sd15", *RANDOM)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def check(model: str) -> Source:
 
     Raises NotFound or BadInput for an unknown name, a missing, truncated or pickled weight file.
     """
-    if model == "shapes":
-        folder = shapes.WEIGHTS / "pipeline"
+    if model in shapes.PIPELINES:
+        folder = shapes.PIPELINES[model]
         if not folder.is_dir():
             raise NotFound(
                 f"the shipped model's weights are not in {folder}",

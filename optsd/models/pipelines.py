@@ -38,7 +38,7 @@ def load(source: Path | str, dtype: "torch.dtype", text_to_image: bool = False) 
         index = diffusers.DiffusionPipeline.load_config(source, local_files_only=isinstance(source, Path))
         kind = pipeline_class(index, str(source), text_to_image)
         # Pictures are drawn without these, and a safety checker would blank some.
-        options: dict[str, Any] = _without_checker(kind)
+        options: dict[str, Any] = _left_out(kind, index)
         if isinstance(source, Path):
             options |= _variants(source, dtype)
         pipe = kind.from_pretrained(
@@ -81,11 +81,12 @@ def pipeline_class(index: dict[str, Any], source: str, text_to_image: bool = Fal
     return found
 
 
-def _without_checker(kind: Any) -> dict[str, Any]:
-    """Arguments that leave out the components which are never loaded, where the class can do without them."""
+def _left_out(kind: Any, index: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that leave out what is never loaded, where the class can do without, and what the model is without."""
     optional = set(getattr(kind, "_optional_components", ()))
     takes = inspect.signature(kind.__init__).parameters
-    without: dict[str, Any] = {name: None for name in folders.NEVER_LOADED if name in optional & set(takes)}
+    absent = {name for name, part in index.items() if part == [None, None]}
+    without: dict[str, Any] = {name: None for name in takes if name in absent | (optional & set(folders.NEVER_LOADED))}
     return without | ({"requires_safety_checker": False} if "requires_safety_checker" in takes else {})
 
 
@@ -112,7 +113,7 @@ def _from_file(file: Path, dtype: "torch.dtype", text_to_image: bool) -> Any:
         index = diffusers.DiffusionPipeline.load_config(config, local_files_only=True)
         kind = pipeline_class(index, str(file), text_to_image)
         pipe = kind.from_single_file(
-            str(file), config=config, dtype=dtype, local_files_only=True, **_without_checker(kind)
+            str(file), config=config, dtype=dtype, local_files_only=True, **_left_out(kind, index)
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         name = "StableDiffusionXLPipeline" if folders.file_size(file)[0] == 1024 else "StableDiffusionPipeline"

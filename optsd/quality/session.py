@@ -9,6 +9,7 @@ from typing import Any
 from optsd.data import downloads, prompts, reference_files, sets
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
+from optsd.models import shapes
 from optsd.models.published import RANDOM
 from optsd.quality import objects, reference
 from optsd.quality.features import Networks, NoNetworks, StandardNetworks, shapes_networks
@@ -48,16 +49,16 @@ def setting(
 ) -> Setting:
     """The first `count` prompts of a set (`optsd.data.sets`) and what belongs to them.
 
-    `shapes` has its own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack), and the
-    standard networks, from `weights` or the caches. `own_prompts` and a folder of pictures take the place of what a set
-    has. Raises NotFound or BadInput where there are no prompts.
+    The shipped models have their own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack),
+    and the standard networks, from `weights` or the caches. `own_prompts` and a folder of pictures take the place of
+    what a set has. Raises NotFound or BadInput where there are no prompts.
     """
     if own_prompts or own_reference:
         return _of_ones_own(workload, count, coco, weights, store, chosen_set, own_prompts, own_reference)
     own = sets.find(chosen_set)
     if not FEWEST_IMAGES <= count <= own.count:
         raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {own.count:,}")
-    if workload.model == "shapes":
+    if workload.model in shapes.PIPELINES:
         made, pictures = prompts.shapes()
         return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
     folder = coco or downloads.coco_folder()
@@ -92,12 +93,12 @@ def _of_ones_own(
             raise BadInput(f"{count} images of one's own prompts", f"give {FEWEST_IMAGES} to {len(own_prompts):,}")
         chosen = tuple(own_prompts[:count])
         networks: Networks = StandardNetworks(weights)
-        if workload.model == "shapes":
+        if workload.model in shapes.PIPELINES:
             networks = shapes_networks()
         elif workload.model in RANDOM:
             networks = NoNetworks(_RANDOM)
         base = Setting(
-            chosen, _NO_REFERENCE, networks, counts_objects=workload.model == "shapes" and _in_grammar(chosen)
+            chosen, _NO_REFERENCE, networks, counts_objects=workload.model in shapes.PIPELINES and _in_grammar(chosen)
         )
     else:
         base = setting(workload, count, coco, weights, store, chosen_set)

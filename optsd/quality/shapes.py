@@ -1,4 +1,4 @@
-"""`optsd shapes`: how good the shipped model is, and how good the classifier that says so.
+"""`optsd shapes`: how good a shipped model is, and how good the classifier that says so.
 
 Two figures, each with its sample count: the share of objects that the classifier gets right on drawn scenes of
 captions that no network was trained on, and the share of objects asked for that the model draws with the right colour
@@ -15,7 +15,7 @@ from PIL import Image
 
 from optsd import workloads
 from optsd.errors import BadInput
-from optsd.models.shapes import scenes
+from optsd.models.shapes import PIPELINES, scenes
 from optsd.variants import chosen
 from optsd.workloads import PRESETS
 
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="optsd shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=PIPELINES, default="shapes", help="default: %(default)s")
     parser.add_argument(
         "--variant",
         action="append",
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
     asked = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))
     for name in names:
-        pipe = optsd.load("shapes")
+        pipe = optsd.load(given.model)
         optsd.apply(pipe, name)
         made: list[np.ndarray] = []
         for first in range(0, len(asked), BATCH):
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
             print(f"\r{len(made)}/{len(asked)} pictures", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
         print(
-            f"model: {_verdict(asked, np.stack(made))} in {len(made)} pictures of prompts never trained on "
+            f"{given.model}: {_verdict(asked, np.stack(made))} in {len(made)} pictures of prompts never trained on "
             f"({name}, {given.steps} steps, guidance {given.guidance:g})",
             flush=True,
         )

@@ -175,7 +175,7 @@ def test_a_measured_time_as_a_share(fused):
 
 
 def test_unknown_models(tmp_path, small):
-    with pytest.raises(NotFound, match="no model 'nosuch'; use shapes, sd15"):
+    with pytest.raises(NotFound, match="no model 'nosuch'; use shapes, shapes-dit, sd15"):
         estimate("nosuch", "baseline", small)
     with pytest.raises(NotFound, match="model_index.json is missing; give a whole diffusers folder"):
         estimate(str(tmp_path), "baseline", small)
@@ -193,6 +193,12 @@ def test_unknown_models(tmp_path, small):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"down_block_types": ["NoSuchBlock"]}))
     with pytest.raises(BadInput, match="unet cannot be built"):
+        estimate(str(tmp_path), "baseline", small)
+    tiny = {"block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(tiny))
+    with pytest.raises(
+        BadInput, match=r"is no whole StableDiffusionPipeline \(.*missing.*; check its model_index.json"
+    ):
         estimate(str(tmp_path), "baseline", small)
 
 

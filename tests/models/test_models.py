@@ -16,16 +16,20 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(shapes.WEIGHTS / "pipeline", tmp_path / "model"))
 
 
-def test_the_shipped_model_is_whole() -> None:
-    source = models.check("shapes")
-    assert source.size == (64, 64)
-    files = [file for file in shapes.WEIGHTS.rglob("*") if file.suffix == ".safetensors"]
-    assert len(files) == 5
-    assert sum(file.stat().st_size for file in files) <= 25e6
+@pytest.mark.parametrize("name", shapes.PIPELINES)
+def test_a_shipped_model_is_whole(name: str) -> None:
+    source = models.check(name)
+    assert (source.path, source.size) == (shapes.PIPELINES[name], (64, 64))
+
+
+def test_what_is_shipped_is_small() -> None:
+    files = [file for file in shapes.WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.suffix == ".safetensors" for file in files) == 9
+    assert sum(file.stat().st_size for file in files) <= 40e6
 
 
 def test_an_unknown_model_names_the_choice() -> None:
-    with pytest.raises(NotFound, match="no model 'nosuch'; use shapes, sd15, sd15-random"):
+    with pytest.raises(NotFound, match="no model 'nosuch'; use shapes, shapes-dit, sd15, sd15-random"):
         models.check("nosuch")
 
 
@@ -130,12 +134,17 @@ def test_objects_of_torch_are_taken_as_names_are() -> None:
     assert optsd.load(shapes.WEIGHTS / "pipeline", torch_dtype=torch.bfloat16, device="cpu").dtype is torch.bfloat16
 
 
-def test_loading_gives_float32_and_the_committed_numbers() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "denoiser"),
+    [("shapes", "StableDiffusionPipeline", "unet"), ("shapes-dit", "StableDiffusion3Pipeline", "transformer")],
+)
+def test_loading_gives_float32_and_the_committed_numbers(name: str, kind: str, denoiser: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    pipe = models.load("shapes", "cpu", "float32")
-    assert type(pipe).__name__ == "StableDiffusionPipeline"
-    stored = load_file(next((shapes.WEIGHTS / "pipeline" / "unet").glob("*.safetensors")))
-    loaded = pipe.unet.state_dict()
+    pipe = models.load(name, "cpu", "float32")
+    assert type(pipe).__name__ == kind
+    stored = load_file(next((shapes.PIPELINES[name] / denoiser).glob("*.safetensors")))
+    loaded = pipe.components[denoiser].state_dict()
+    assert len(loaded) == len(stored)
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in stored.items())

@@ -4,31 +4,30 @@ from pathlib import Path
 
 import pytest
 
+from optsd import anatomy
 from optsd.metrics import metric
-from optsd.models.shapes import WEIGHTS
+from optsd.models.shapes import PIPELINES
 from optsd.quality.audits import two_bits
 from optsd.quality.generate import fingerprint
 from optsd.quality.session import Session, setting
 from optsd.quality.store import Store
 from optsd.records import Workload
 
-WORKLOAD = Workload("shapes", "cpu", "float32", steps=8, guidance=5.0, height=64, width=64, batch_size=16)
-
 
 @pytest.mark.slow
-def test_a_unet_of_two_bits_is_clearly_worse_in_every_metric(tmp_path: Path) -> None:
-    if not (WEIGHTS / "pipeline").is_dir():
-        pytest.skip(f"needs {WEIGHTS / 'pipeline'}")
+@pytest.mark.parametrize("model", PIPELINES)
+def test_a_denoiser_of_two_bits_is_clearly_worse_in_every_metric(model: str, tmp_path: Path) -> None:
     import optsd
 
     def build(damaged: bool):
-        pipe = optsd.load("shapes", "cpu", "float32")
+        pipe = optsd.load(model, "cpu", "float32")
         optsd.apply(pipe, "sdpa")
         if damaged:
-            two_bits(pipe.unet)
+            two_bits(anatomy.denoiser(pipe))
         return pipe
 
-    session = Session(WORKLOAD, setting(WORKLOAD, 32), fingerprint(build(False)), Store(tmp_path), lambda: build(False))
+    workload = Workload(model, "cpu", "float32", steps=8, guidance=5.0, height=64, width=64, batch_size=16)
+    session = Session(workload, setting(workload, 32), fingerprint(build(False)), Store(tmp_path), lambda: build(False))
     whole = {row.metric: row for row in session.measure("baseline", lambda: build(False))}
     damaged = {row.metric: row for row in session.measure("int4", lambda: build(True))}
     absolute = (

@@ -191,13 +191,13 @@ STAGES: dict[str, Callable[[Path, torch.device], Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "stages", nargs="*", metavar="STAGE", choices=[*STAGES, []], help=f"{', '.join(STAGES)} (default: all)"
-    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} (default: all)")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="checkpoints (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--export", action="store_true", help=f"write the finished networks to {WEIGHTS}")
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.stages if name not in STAGES]:
+        parser.error(f"no stage {unknown[0]!r}; use {', '.join(STAGES)}")
     train(arguments.stages, arguments.folder, arguments.device, WEIGHTS if arguments.export else None)
 
 

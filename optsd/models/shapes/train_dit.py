@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from optsd.models.shapes import WEIGHTS, data, networks
 from optsd.models.shapes.fitting import Stage, fit, generator
 
-DIT = Stage("dit", seed=14, steps=6000, batch=16, learning_rate=1.5e-3, ema=0.998, falling=0.3)
+DIT = Stage("dit", seed=14, steps=8000, batch=16, learning_rate=1.5e-3, ema=0.998, falling=0.3)
 DIT_SCENES = 16384
 SIGMA_SPREAD = 1.4  # the deviation before the sigmoid; SD3 has 1
 MOST_EMPTY_TOKENS = 256
