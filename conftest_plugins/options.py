@@ -199,7 +199,7 @@ def _output(config: pytest.Config) -> Path:
 def chosen_preset(config: pytest.Config) -> workloads.Preset:
     """The preset, with the parts of it that other options replace."""
     option = config.getoption
-    preset = workloads.PRESETS[option("--preset") or workloads.default_preset(option("--model"))]
+    preset = workloads.PRESETS[option("--preset") or models.default_preset(option("--model"))]
     size = option("--size")
 
     def either(name: str, default):

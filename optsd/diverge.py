@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
     names = canonical(given.a), canonical(given.b)
     source = models.check(given.model)
-    preset = workloads.PRESETS[workloads.default_preset(source.name)]
+    preset = workloads.PRESETS[models.default_preset(source.name)]
     width, height = workloads.parse_size(given.size) if given.size else source.size
     guidance = preset.guidance if given.guidance is None else given.guidance
     workloads.at_least("--steps", given.steps, 1)

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     names = chosen(given.variant, ["sdpa"])
     source = models.check(given.model)
-    preset = workloads.PRESETS[workloads.default_preset(source.name)]
+    preset = workloads.PRESETS[models.default_preset(source.name)]
     width, height = workloads.parse_size(given.size) if given.size else source.size
     steps = preset.steps if given.steps is None else given.steps
     guidance = preset.guidance if given.guidance is None else given.guidance

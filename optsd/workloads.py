@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from optsd.errors import BadInput
-from optsd.models.shapes import PIPELINES
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SPELLINGS = {
@@ -32,11 +31,6 @@ PRESETS = {
     # The guide's experiment: 50 steps, guidance 7.5, 512×512, batch 4, 1,000 images.
     "guide": Preset(steps=50, guidance=7.5, size=(512, 512), batch_size=4, rounds=6, images=1000),
 }
-
-
-def default_preset(model: str) -> str:
-    """`quick` for the shipped models; the guide's experiment for every other one."""
-    return "quick" if model in PIPELINES else "guide"
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -94,7 +94,8 @@ def _imports(file: Path) -> set[str]:
                 package = ".".join(file.relative_to(ROOT).parent.parts)
                 base = f"{package}.{module}" if module else package
                 found |= {base, *(f"{base}.{each.name}" for each in names)}
-    return {name for name in found if name.split(".")[0] in CODE}
+    with_packages = {".".join(name.split(".")[:size]) for name in found for size in range(1, name.count(".") + 2)}
+    return {name for name in with_packages if name.split(".")[0] in CODE}
 
 
 def test_no_two_files_import_each_other() -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from optsd import workloads
 from optsd.errors import BadInput
-from optsd.workloads import PRESETS, at_least, default_preset, parse_size
+from optsd.models import default_preset
+from optsd.workloads import PRESETS, at_least, parse_size
 
 
 def test_the_guide_is_the_guide() -> None:

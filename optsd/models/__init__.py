@@ -36,6 +36,11 @@ class Source:
     dtype: str = ""  # of a folder that `optsd.quantization.save` wrote: the only one that it has
 
 
+def default_preset(model: str) -> str:
+    """`quick` for the shipped models; the guide's experiment for every other one."""
+    return "quick" if model in shapes.PIPELINES else "guide"
+
+
 def check(model: str) -> Source:
     """Find a model by name and look at its files, not at its weights. Imports no torch.
 
