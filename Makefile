@@ -13,8 +13,9 @@ help:
 bench: $(STAMP)
 	$(BIN)/pytest bench --benchmark-json=reports/latest/benchmark.json $(ARGS)
 
+# A hundred processes of the tests import torch and diffusers: compiled once, not in each, whatever the environment says.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

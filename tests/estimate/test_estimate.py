@@ -147,12 +147,15 @@ def test_a_folder_of_configurations_is_enough(tmp_path, untrained, small):
 
 
 def test_measurements_are_honest_about_what_they_are(eager, fused):
-    rows = {row.metric: row for row in measurements(fused, eager)}
+    rows = {row.metric: row for row in measurements(fused, eager, fused)}
     assert rows["peak_memory_bytes"].value == fused.peak_bytes
     assert rows["memory_reduction"].value == pytest.approx(1 - fused.peak_bytes / eager.peak_bytes)
     assert rows["latency_s"].value == pytest.approx(1 / rows["throughput_images_s"].value)
     assert rows["unet_step_s"].value * 51 + rows["text_encoder_s"].value + rows["vae_decode_s"].value > 0
-    assert all(row.note.startswith("estimate") for row in rows.values())
+    assert rows["latency_s"].value <= rows["latency_unfused_s"].value
+    assert rows["speedup"].value >= rows["speedup_unfused"].value > 1
+    assert all(row.note.startswith(("estimate", "counted in the trace")) for row in rows.values())
+    assert not {"speedup", "latency_s"} & {row.metric for row in measurements(fused, eager)}
 
 
 def test_without_a_data_sheet_there_is_no_time(untrained):

@@ -229,7 +229,7 @@ AFTER: dict[str, Act] = FOR_ALL | {
     "VAE tiling and slicing": lambda pipe: (pipe.vae.enable_tiling(), pipe.vae.enable_slicing(), Done(pipe, IMAGE))[-1],
     "`channels_last`": plainly(lambda pipe: pipe.unet.to(memory_format=torch.channels_last)),
 }
-CASES = cases(AFTER, only_after=CALLS)
+CASES = cases(AFTER, only_after=(*CALLS, "embeddings of an earlier layer"))
 
 
 def _marked(all_cases: list[tuple[str, bool]]) -> Any:

@@ -27,7 +27,7 @@ def run_bench(*options: str) -> subprocess.CompletedProcess:
         (["--device", "gpu"], "--device gpu is unknown; use auto, cpu, cuda, cuda:N or estimate:NAME"),
         (["--dtype", "int8"], "unknown dtype 'int8'; use auto, float32, float16, bfloat16"),
         (["--subject-timeout", "0"], "--subject-timeout 0 is no time; give seconds above 0"),
-        (["--device", "estimate", "--subject", "a=json:dumps"], "--subject is about measured figures"),
+        (["--device", "estimate", "--subject", "a=json:dumps"], "--subject is measured, not estimated"),
         (["--seed", "-1"], "--seed -1 is too small; give 0 or more"),
         (["--seed", str(2**64)], f"--seed {2**64} is too large; give {2**64 - 1} or less"),
     ],
@@ -43,7 +43,7 @@ def test_a_wrong_option_is_one_line_before_anything_is_loaded(options: list[str]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "nosuch"], "no model 'nosuch'; use shapes, sd15"),
+        (["--model", "nosuch"], "no model 'nosuch'; use shapes, shapes-dit, sd15"),
         (["--device", "cuda:99"], "no device 'cuda:99'"),
         (["--output", "/proc/reports"], "--output /proc/reports cannot be written"),
         (["--image-store", "/proc/images"], "--image-store /proc/images cannot be written"),

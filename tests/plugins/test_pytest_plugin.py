@@ -1,5 +1,6 @@
 """No code from the folders that options name is run, however the command is written and wherever it is given."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,9 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import conftest_plugins.options
-import conftest_plugins.quality
-import conftest_plugins.verdicts
 from optsd import pytest_plugin
 
 ROOT = Path(__file__).parents[2]
@@ -130,8 +128,10 @@ def test_the_options_are_those_that_take_a_value() -> None:
                 self.names.add(name)
 
     parser = Parser()
-    for module in (conftest_plugins.options, conftest_plugins.quality, conftest_plugins.verdicts):
-        module.pytest_addoption(parser)
+    for name in pytest_plugin.PLUGINS:
+        module = importlib.import_module(f"conftest_plugins.{name}")
+        if hasattr(module, "pytest_addoption"):
+            module.pytest_addoption(parser)
     assert parser.names == pytest_plugin.TAKE_A_VALUE
 
 
