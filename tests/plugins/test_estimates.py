@@ -44,7 +44,7 @@ def test_the_guides_claims_without_a_gpu(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--device=estimate:z80"], "no data sheet for device 'z80'; choose one of a100"),
-        (["--device=estimate", "--model=nosuch"], "no model 'nosuch'; use shapes, sd15"),
+        (["--device=estimate", "--model=nosuch"], "no model 'nosuch'; use shapes, shapes-dit, sd15"),
     ],
 )
 def test_what_cannot_be_estimated_is_one_line(options: list[str], message: str) -> None:

@@ -1,3 +1,5 @@
+import numpy as np
+
 from optsd.models.shapes import PIPELINES
 from optsd.quality.features import ShapesNetworks
 from optsd.quality.session import setting
@@ -10,4 +12,4 @@ def test_the_models_that_draw_scenes_share_prompts_pictures_and_judges() -> None
     assert found[0].texts == found[1].texts
     assert all("background" in text for text in found[1].texts)
     assert all(isinstance(one.networks, ShapesNetworks) and one.counts_objects for one in found)
-    assert (found[0].reference.images == found[1].reference.images).all()
+    assert np.array_equal(found[0].reference.pictures, found[1].reference.pictures)
