@@ -64,7 +64,8 @@ class TechniqueContract:
         return Variant(self.technique.name, (self.technique,)).apply(pipe)
 
     def test_it_keeps_the_protocol(self) -> None:
-        assert breach(self.technique, self.technique.name.partition(":")[0]) == ""
+        problem = breach(self.technique, self.technique.name.partition(":")[0])
+        assert not problem, problem
 
     def test_it_touches_what_is_there_and_proves_it(self, pipe, draw) -> None:
         made = pipe()
@@ -116,6 +117,6 @@ class TechniqueContract:
             if self.technique.name not in str(error) or other not in str(error):
                 pytest.fail(f"refused, and not by both names: {error}")
             return
-        assert patch.touched
+        assert patch.touched, "together they touched nothing"
         draw(made)
         assert patch.active, f"{', '.join(patch.displaced)} was displaced"

@@ -160,7 +160,7 @@ def _time_tables(found: Estimate) -> list[str]:
 def _about(found: Estimate) -> str:
     work = found.workload
     return (
-        f"{found.model}, {work.dtype}, {work.width}×{work.height}, batch {work.batch_size}, {work.steps} steps, "
+        f"{work.model}, {work.dtype}, {work.width}×{work.height}, batch {work.batch_size}, {work.steps} steps, "
         f"guidance {work.guidance:g}"
     )
 
