@@ -14,7 +14,7 @@ from optsd.judge.regressions import judge_regressions
 from optsd.judge.verdicts import FAILING, failing, nothing_was_judged
 from optsd.metrics import METRICS
 from optsd.records import READING, Verdict, dumps
-from optsd.report.tables import figure, metric_of
+from optsd.report.tables import aligned, figure, metric_of
 
 EXAMPLES = """examples:
   optsd compare main.json branch.json           has the branch become slower, larger or worse?
@@ -109,10 +109,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
         names = ", ".join(dict.fromkeys(row.metric for row in found))
         figures = ("-", "-") if several else _figures(first)
         rows.append((status, variants, names, *figures, "" if several else first.tolerance, note))
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)
-    )
+    return aligned([heads, *rows])
 
 
 def _figures(row: Verdict) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from optsd.estimate import Estimate, architectures, devices, estimate, measureme
 from optsd.models import Source
 from optsd.records import Measurement, Workload
 from optsd.report.findings import ESTIMATED
-from optsd.report.tables import figure
+from optsd.report.tables import aligned, figure
 from optsd.workloads import PRESETS, at_least, dtype_name, parse_size
 
 EXAMPLES = """examples:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     with _progress(len(targets) * len(wanted)) as said:
         for target in targets:
             of_target = {}
-            for name in wanted:
+            for name in wanted if target.has_data_sheet else dict.fromkeys(("baseline", *names)):
                 said(f"{name} on {target.name}")
                 place = (name, _kernels_of(target))
                 if place not in traces:
@@ -102,7 +102,7 @@ def overview(listed: Sequence[tuple[Estimate, list[Measurement]]]) -> str:
 
         names = ("latency_s", "speedup", "speedup_unfused", "peak_memory_bytes", "memory_reduction", "weight_bytes")
         shown.append((found.device.name, found.variant, *map(cell, names)))
-    return table(shown)
+    return aligned(shown)
 
 
 def memory_table(found: Estimate) -> str:
@@ -122,18 +122,10 @@ def memory_table(found: Estimate) -> str:
     heads = ("GiB", "type", "shape", "made by", "in")
     return "\n\n".join(
         (
-            table(rows),
-            f"at the highest peak, by module\n{table(modules)}",
-            f"largest at the highest peak\n{table([heads, *largest])}",
+            aligned(rows),
+            f"at the highest peak, by module\n{aligned(modules)}",
+            f"largest at the highest peak\n{aligned([heads, *largest])}",
         )
-    )
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads, in plain text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
@@ -152,8 +144,8 @@ def _time_tables(found: Estimate) -> list[str]:
         )
     floor = roofline.arithmetic_seconds(found)
     return [
-        f"one batch of {found.workload.batch_size}, each operation a kernel of its own\n{table(stages)}",
-        f"{table(kinds)}\nmultiplications alone: {floor:.4f} s, the floor for every implementation",
+        f"one batch of {found.workload.batch_size}, each operation a kernel of its own\n{aligned(stages)}",
+        f"{aligned(kinds)}\nmultiplications alone: {floor:.4f} s, the floor for every implementation",
     ]
 
 

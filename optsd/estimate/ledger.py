@@ -41,6 +41,20 @@ class Entry:
     size: int  # bytes moved by all launches together, or held
 
 
+SUMS: dict[str, tuple[What, int, str]] = {
+    # figure -> of which entries it is the sum, of types of at least so many bits, and of what
+    "flops": ("runs", 0, "flops"),
+    "flops_16bit": ("runs", 16, "flops"),
+    "flops_32bit": ("runs", 32, "flops"),
+    "moved_bytes": ("runs", 0, "size"),
+    "kernel_launches": ("runs", 0, "number"),
+    "peak_memory_bytes": ("peak", 0, "size"),
+    "weight_bytes": ("weights", 0, "size"),
+    "kept_bytes": ("kept", 0, "size"),
+}
+FIGURES = tuple(SUMS)
+
+
 @dataclass(frozen=True)
 class Ledger:
     """One variant's, of one batch of its workload."""
@@ -49,16 +63,16 @@ class Ledger:
 
     def figures(self) -> dict[str, int]:
         """The totals, by their names in the table of metrics. Less is better in each."""
-        runs = self.of("runs")
-        return {
-            "flops": sum(one.flops for one in runs),
-            **{f"flops_{bits}bit": sum(one.flops for one in runs if width(one.precision) >= bits) for bits in (16, 32)},
-            "moved_bytes": sum(one.size for one in runs),
-            "kernel_launches": sum(one.number for one in runs),
-            "peak_memory_bytes": sum(one.size for one in self.of("peak")),
-            "weight_bytes": sum(one.size for one in self.of("weights")),
-            "kept_bytes": sum(one.size for one in self.of("kept")),
-        }
+        return {name: sum(self.sums(name).values()) for name in SUMS}
+
+    def sums(self, figure: str) -> dict[tuple[str, str, str], int]:
+        """What the figure is the sum of, by module, operator and type."""
+        what, least_bits, amount = SUMS[figure]
+        found: Counter[tuple[str, str, str]] = Counter()
+        for one in self.of(what):
+            if width(one.precision) >= least_bits and getattr(one, amount):
+                found[one.module, one.operator, one.precision] += getattr(one, amount)
+        return dict(found)
 
     def of(self, what: What) -> tuple[Entry, ...]:
         return tuple(one for one in self.entries if one.what == what)
@@ -87,9 +101,6 @@ class Ledger:
                 ) from None
             entries.append(Entry(what, module, operator, precision, count, flops, size))  # type: ignore[arg-type]
         return cls(tuple(sorted(entries)))
-
-
-FIGURES = tuple(Ledger(()).figures())
 
 
 def width(precision: str) -> int:

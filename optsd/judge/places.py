@@ -1,11 +1,11 @@
 """Where two ledgers differ: which operator in which module makes a figure without noise another one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optsd.errors import BadInput
-from optsd.estimate.ledger import Entry, Ledger, What, file_name, width
+from optsd.estimate.ledger import FIGURES, Ledger, file_name
 from optsd.files import read_text
 from optsd.judge.verdicts import joined
 from optsd.records import Verdict
@@ -29,26 +29,9 @@ class Place:
         return f"{self.module}: {kind} {self.before:,} → {self.after:,}"
 
 
-def _all(entry: Entry) -> bool:
-    return True
-
-
-_PARTS: dict[str, tuple[What, Callable[[Entry], bool], Callable[[Entry], int]]] = {
-    # figure -> of which entries it is the sum, and of what
-    "flops": ("runs", _all, lambda entry: entry.flops),
-    "flops_16bit": ("runs", lambda entry: width(entry.precision) >= 16, lambda entry: entry.flops),
-    "flops_32bit": ("runs", lambda entry: width(entry.precision) >= 32, lambda entry: entry.flops),
-    "moved_bytes": ("runs", _all, lambda entry: entry.size),
-    "kernel_launches": ("runs", _all, lambda entry: entry.number),
-    "peak_memory_bytes": ("peak", _all, lambda entry: entry.size),
-    "weight_bytes": ("weights", _all, lambda entry: entry.size),
-    "kept_bytes": ("kept", _all, lambda entry: entry.size),
-}
-
-
 def places(figure: str, before: Ledger, after: Ledger) -> tuple[Place, ...]:
     """What changed of a figure, by module and operator: first what grew most, last what shrank most."""
-    sums = [_sums(figure, ledger) for ledger in (before, after)]
+    sums = [ledger.sums(figure) for ledger in (before, after)]
     found = [
         Place(*key, sums[0].get(key, 0), sums[1].get(key, 0))
         for key in {**sums[0], **sums[1]}
@@ -74,7 +57,7 @@ def with_places(verdicts: Iterable[Verdict], recorded: Path, measured: Path) -> 
 
 
 def _with_places(verdict: Verdict, recorded: Path, measured: Path) -> Verdict:
-    if verdict.metric not in _PARTS or verdict.status not in ("regressed", "improved"):
+    if verdict.metric not in FIGURES or verdict.status not in ("regressed", "improved"):
         return verdict
     try:
         before, after = (read_ledger(folder / file_name(verdict.variant)) for folder in (recorded, measured))
@@ -87,13 +70,3 @@ def _with_places(verdict: Verdict, recorded: Path, measured: Path) -> Verdict:
 def read_ledger(file: Path) -> Ledger:
     """Raises BadInput, naming the file, for what is no ledger."""
     return Ledger.from_text(read_text(file, "record it with --expected-update"), str(file))
-
-
-def _sums(figure: str, ledger: Ledger) -> dict[tuple[str, str, str], int]:
-    what, counts, amount = _PARTS[figure]
-    found: dict[tuple[str, str, str], int] = {}
-    for entry in ledger.of(what):
-        if counts(entry) and amount(entry):
-            key = entry.module, entry.operator, entry.precision
-            found[key] = found.get(key, 0) + amount(entry)
-    return found

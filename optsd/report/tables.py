@@ -1,7 +1,7 @@
 """Figures as text: one unit and one precision a column, the same in the terminal, in Markdown and on the page."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optsd.metrics import METRICS, Metric, metric
@@ -178,6 +178,14 @@ def _disagreement(row: Measurement, rows: dict[tuple[str, str], Measurement]) ->
     if base is None or own is None or not base.value or not own.value or row.low is None or row.high is None:
         return ""
     return "" if row.low <= base.value / own.value <= row.high else SIDE_BY_SIDE
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their heads, in plain text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def figure(value: float, unit: str) -> str:

@@ -1,10 +1,14 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from optsd.errors import BadInput
-from optsd.estimate.command import main, table
+from optsd.estimate.command import NEWEST_ASKED_FOR, main
 from optsd.report.findings import ESTIMATED
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_tables(capsys):
@@ -73,5 +77,8 @@ def test_wrong_options(arguments, message):
         main(arguments)
 
 
-def test_table():
-    assert table([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+def test_one_trace_serves_all_gpus_on_which_every_kernel_of_ours_runs():
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "optsd").rglob("*.py"))
+    asked = re.findall(r"get_device_capability\(\w+\) < \((\d+), (\d+)\)", code)
+    assert len(asked) >= 3
+    assert max((int(major), int(minor)) for major, minor in asked) == NEWEST_ASKED_FOR

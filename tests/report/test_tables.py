@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.records import Measurement
-from optsd.report.tables import SIDE_BY_SIDE, all_variants, figure, interval, metric_of, overview, scale_for
+from optsd.report.tables import SIDE_BY_SIDE, aligned, all_variants, figure, interval, metric_of, overview, scale_for
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -108,3 +108,7 @@ def test_only_a_best_figure_that_stands_out_is_marked(results):
 def test_a_metric_that_the_table_of_metrics_lacks_is_called_by_its_name():
     assert metric_of("new_thing", "s").label == "new thing"
     assert metric_of("fid_retention").label == "FID kept"
+
+
+def test_columns_stand_under_their_heads():
+    assert aligned([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
