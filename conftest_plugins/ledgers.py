@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from optsd.estimate.ledger import file_name, folder_name
 from optsd.files import read_text, write_atomically
 from optsd.judge import places
 from optsd.judge.expectations import machine_name
+from optsd.ledger import file_name, folder_name
 from optsd.records import Results, Verdict
 
 from .options import OUTPUT

@@ -10,7 +10,6 @@ architectures.py  pipelines without weights
 operations.py     what one operation computes and moves
 trace.py          live memory and operations of a run, over fake or real tensors
 run.py            the run under fake tensors
-ledger.py         what a run computes, moves and holds, by operator and module: figures without noise
 roofline.py       the least time that the operations can take on a device
 bounds.py         the most that a technique can give, and claims beyond it
 claims.py         docs/claims.md
@@ -26,8 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from optsd import ledger
 from optsd.errors import BadInput, Unsupported
-from optsd.estimate import ledger
 from optsd.estimate.devices import Device, find
 from optsd.metrics import metric
 from optsd.records import Measurement, Workload

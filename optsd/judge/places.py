@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optsd.errors import BadInput
-from optsd.estimate.ledger import FIGURES, Ledger, file_name
 from optsd.files import read_text
 from optsd.judge.verdicts import joined
+from optsd.ledger import FIGURES, Ledger, file_name
 from optsd.records import Verdict
 
 SHOWN = 3

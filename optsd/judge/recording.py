@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from optsd.errors import BadInput
-from optsd.estimate.ledger import FIGURES
 from optsd.files import write_atomically
 from optsd.judge.expectations import (
     EXACT,
@@ -21,6 +20,7 @@ from optsd.judge.expectations import (
 )
 from optsd.judge.reading import parse_baselines, read_baselines
 from optsd.judge.regressions import TIMED, is_noise_floor, kernels, noise_floor, recorded
+from optsd.ledger import FIGURES
 from optsd.metrics import zero_is_a_figure
 from optsd.records import Measurement, Results, dumps
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from optsd.errors import BadInput
-from optsd.estimate.ledger import FIGURES
 from optsd.judge.expectations import Baselines, Row, Run, Tolerance, identity
 from optsd.judge.statistics import FEWEST_ROUNDS, Interval, change_interval, difference_interval, rounds_needed
 from optsd.judge.verdicts import TIMES, flaw, gpu_warning, joined, noise_of, why_absent
+from optsd.ledger import FIGURES
 from optsd.metrics import METRICS, metric
 from optsd.records import Measurement, Results, Verdict, Workload
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optsd.estimate.ledger import FIGURES, Entry, Ledger, file_name
 from optsd.judge.places import describe, places, with_places
+from optsd.ledger import FIGURES, Entry, Ledger, file_name
 from optsd.records import Verdict
 
 ENTRIES = st.lists(

@@ -6,7 +6,7 @@ import numpy  # noqa: F401 - pytester forgets what a run imported, and NumPy can
 import pytest
 
 import optsd.report  # noqa: F401 - likewise: imported anew it would not be the one that is replaced
-from optsd.estimate.ledger import Entry, Ledger
+from optsd.ledger import Entry, Ledger
 from optsd.records import Results
 
 PLUGINS = ("options", "results", "verdicts")
@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 BENCH = """
 from conftest_plugins.ledgers import ledgers_of_run
-from optsd.estimate.ledger import Ledger, file_name
+from optsd.ledger import Ledger, file_name
 from optsd.files import write_atomically
 from optsd.records import Technique
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from optsd.errors import BadInput
 from optsd.estimate import architectures, estimate, ledger, measurements
-from optsd.estimate.ledger import Entry, Ledger, of_estimate
 from optsd.judge.places import places
+from optsd.ledger import Entry, Ledger, of_estimate
 from optsd.optimizations import quantize
 from optsd.optimizations.kvcache import CachedText
 from optsd.patching import Watch
