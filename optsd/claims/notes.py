@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from optsd.claims.schema import Against, Printed
-from optsd.claims.words import NUMBER, matched, number, unit, unsaid, whole
+from optsd.claims.words import NUMBER, first_of, matched, number, unit, unsaid, whole
 
 
 def against(said: str) -> Against:
@@ -20,14 +20,14 @@ def against(said: str) -> Against:
         r"\b(no|not) (sdpa|xformers|flash|eager)\b[^:;,)]*", "", re.split(r";|from row|column heads", words)[0]
     )
     named = re.search(r"no sdpa: (\w+) attention", words)
-    attention = _attention(named[1] + " attention" if named else first)
+    attention = first_of(named[1] + " attention" if named else first, _ATTENTION)
     text_says = re.search(r"\(?text says ([^();]+)\)?", words)
     compared = re.sub(r"\(?text says [^();]+\)?", "", first)
     seconds = re.search(r"(\d+\.\d+|\d+)\s*s\b", compared)
     return Against(
         said,
         attention=attention,
-        dtype=_dtype(compared),
+        dtype=first_of(compared, _DTYPE),
         compiled=_compiled(compared),
         engine=matched(r"tensorrt|onediff|openvino|onnx ?runtime|oneflow|aitemplate|web ?ui", compared),
         steps=whole(r"\b(\d+)\s+(?:[a-z+-]+\s+)?steps\b", compared),
@@ -43,28 +43,20 @@ def _row(words: str) -> str:
     return "first" if re.search(r"first row|row 1\b", words) else ""
 
 
-def _attention(words: str) -> str:
-    for pattern, name in (
-        (r"vanilla attention|naive attention|eager attention|math attention|base attention|no xformers", "eager"),
-        (r"xformers|memory.efficient attention", "xformers"),
-        (r"\bsdpa\b|scaled dot", "sdpa"),
-        (r"flash", "flash"),
-    ):
-        if re.search(pattern, words):
-            return name
-    return ""
+_ATTENTION = (
+    (r"vanilla attention|naive attention|eager attention|math attention|base attention|no xformers", "eager"),
+    (r"xformers|memory.efficient attention", "xformers"),
+    (r"\bsdpa\b|scaled dot", "sdpa"),
+    (r"flash", "flash"),
+)
 
 
-def _dtype(words: str) -> str:
-    for pattern, name in (
-        (r"bfloat16|\bbf16\b", "bfloat16"),
-        (r"float16|\bfp16\b|half precision", "float16"),
-        (r"float32|\bfp32\b|full precision", "float32"),
-        (r"\bfp8\b|float8", "float8"),
-    ):
-        if re.search(pattern, words):
-            return name
-    return ""
+_DTYPE = (
+    (r"bfloat16|\bbf16\b", "bfloat16"),
+    (r"float16|\bfp16\b|half precision", "float16"),
+    (r"float32|\bfp32\b|full precision", "float32"),
+    (r"\bfp8\b|float8", "float8"),
+)
 
 
 def _compiled(words: str) -> bool | None:

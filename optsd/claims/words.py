@@ -4,6 +4,7 @@ What cannot be read stays words: a metric of kind "other", a value that is only 
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from optsd.claims.schema import Metric, Stated, Value
@@ -171,9 +172,9 @@ def metric(said: str, unit_said: str = "") -> Metric:
         said=said,
         kind=kind,
         per=_per(both, kind, unit_said),
-        scope=_scope(words) if kind in ("time", "rate", "size", "memory") else "",
+        scope=first_of(words, _SCOPE) if kind in ("time", "rate", "size", "memory") else "",
         statistic=matched(r"mean of \d+ seeds|median of \d+|\bmean\b|\bmedian\b|\baverage\b|\bavg\b", words),
-        when=_when(both) if bytes_like else "",
+        when=first_of(both, _WHEN) if bytes_like else "",
         counted=(matched(r"max_memory_(allocated|reserved)|\b(allocated|reserved)\b", both) if bytes_like else "")
         .removeprefix("max_memory_"),
         network=(matched(r"vit-[a-z]+[/-]\d+[^,()]*", said) or matched(r"vit-[a-z]+[/-]\d+[^,()]*", unit_said)).strip()
@@ -231,40 +232,32 @@ def _per(both: str, kind: str, unit_said: str) -> str:
     batches = re.search(r"n.iter\s*=\s*(\d+)", both)
     if batches:
         return f"{batches[1]} batches"
-    for pattern, name in (
-        (r"(per|a) call|whole call|\bbatch\b", "call"),
-        (r"(per|an|/)\s*(image|im|img|picture)\b", "image"),
-        (r"(per|a) (step|iteration)\b", "step"),
-        (r"iterations? (per|a) second", "step"),
-        (r"pipeline|end to end", "call"),
-    ):
-        if re.search(pattern, both):
-            return name
-    return ""
+    return first_of(
+        both,
+        (
+            (r"(per|a) call|whole call|\bbatch\b", "call"),
+            (r"(per|an|/)\s*(image|im|img|picture)\b", "image"),
+            (r"(per|a) (step|iteration)\b", "step"),
+            (r"iterations? (per|a) second", "step"),
+            (r"pipeline|end to end", "call"),
+        ),
+    )
 
 
-def _scope(words: str) -> str:
-    for pattern, name in (
-        (r"\bunet\b|\bu-net\b|denoiser", "unet"),
-        (r"transformer|\bdit\b", "transformer"),
-        (r"\bvae\b|decoder", "vae"),
-        (r"\bclip\b|text encoder|\bt5\b", "text encoder"),
-    ):
-        if re.search(pattern, words):
-            return name
-    return ""
+_SCOPE = (
+    (r"\bunet\b|\bu-net\b|denoiser", "unet"),
+    (r"transformer|\bdit\b", "transformer"),
+    (r"\bvae\b|decoder", "vae"),
+    (r"\bclip\b|text encoder|\bt5\b", "text encoder"),
+)
 
 
-def _when(both: str) -> str:
-    for pattern, name in (
-        (r"after loading|resident|idle", "after loading"),
-        (r"\bbefore\b", "before"),
-        (r"\bafter\b", "after"),
-        (r"\bpeak\b|\bmax", "peak"),
-    ):
-        if re.search(pattern, both):
-            return name
-    return ""
+_WHEN = (
+    (r"after loading|resident|idle", "after loading"),
+    (r"\bbefore\b", "before"),
+    (r"\bafter\b", "after"),
+    (r"\bpeak\b|\bmax", "peak"),
+)
 
 
 def _reference(said: str) -> str:
@@ -289,6 +282,11 @@ def _count(words: str) -> int | None:
     if thousands:
         return round(float(thousands[1]) * 1000)
     return whole(r"\b(\d+) (?:images|pictures)\b", words)
+
+
+def first_of(words: str, known: Iterable[tuple[str, str]]) -> str:
+    """The name of the first pattern that the words hold, or nothing."""
+    return next((name for pattern, name in known if re.search(pattern, words)), "")
 
 
 def matched(pattern: str, text: str) -> str:
