@@ -23,7 +23,7 @@ METRICS: dict[str, Metric] = {
     "speedup_unfused": Metric("×", "higher", "performance", "speedup, today's kernels"),
     "speedup_against": Metric("×", "higher", "performance", "speedup over the other build"),
     "text_encoder_s": Metric("s", "lower", "performance", "text encoder"),
-    "unet_step_s": Metric("s", "lower", "performance", "UNet step"),
+    "unet_step_s": Metric("s", "lower", "performance", "denoiser step"),
     "vae_decode_s": Metric("s", "lower", "performance", "VAE decode"),
     "compile_s": Metric("s", "lower", "performance", "compile"),
     # memory and size
@@ -31,7 +31,7 @@ METRICS: dict[str, Metric] = {
     "peak_process_bytes": Metric("B", "lower", "performance", "peak of the process"),
     "memory_reduction": Metric("fraction", "higher", "performance", "memory saved"),
     "weight_bytes": Metric("B", "lower", "performance", "weights"),
-    "unet_weight_bytes": Metric("B", "lower", "performance", "UNet weights"),
+    "unet_weight_bytes": Metric("B", "lower", "performance", "denoiser weights"),
     "disk_bytes": Metric("B", "lower", "performance", "on disk"),
     # a measured time beside the device's data sheet
     "roofline_share": Metric("fraction", "higher", "performance", "of the roofline"),

@@ -176,7 +176,7 @@ def _with_unattainable(verdicts: tuple[Verdict, ...], found: Sequence[Bound]) ->
         bound = beyond.get((verdict.variant, verdict.source.partition(": ")[2]))
         if bound is None or bound.claim.metric != verdict.metric or verdict.status in PASSING:
             return verdict
-        return replace(verdict, status="unattainable", note=f"at best {bound.limit:.3g}: {bound.arithmetic}")
+        return replace(verdict, status="unattainable", note=f"at most {bound.limit:.3g}: {bound.arithmetic}")
 
     return tuple(map(judged, verdicts))
 

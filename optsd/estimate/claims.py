@@ -154,7 +154,7 @@ def _verdicts(traces: dict[tuple[int, str], Estimate]) -> str:
             "tolerance."
         )
         + "\n\n"
-        + _markdown(("variant", "metric", "claimed", "at best", "verdict", "arithmetic"), rows)
+        + _markdown(("variant", "metric", "claimed", "at most", "verdict", "arithmetic"), rows)
     )
 
 

@@ -102,7 +102,7 @@ def stages(run: Run) -> Drawing | None:
                 continue
             axes.barh(
                 place, seconds, left=left, height=0.68, color=COLOURS[token], edgecolor=COLOURS["surface"],
-                linewidth=0.6, label=None if token in shown else label.replace("UNet step", "UNet"),
+                linewidth=0.6, label=None if token in shown else label.removesuffix(" step"),
             )[0].set_gid(f"part-{number}")  # fmt: skip
             shown.add(token)
             left += seconds

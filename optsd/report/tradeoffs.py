@@ -92,5 +92,8 @@ class _Axis:
         low, high = min(self.values), max(self.values)
         room = max(0.16 * (high - low), 0.01 * max(abs(low), abs(high)), 1e-9)
         getattr(axes, f"set_{which}lim")(low - room, high + room)
+        if self.about.unit == "fraction":  # room for the mark is no figure above 100 %
+            ticks = [tick for tick in getattr(axes, f"get_{which}ticks")() if low - room <= tick <= 100]
+            getattr(axes, f"set_{which}ticks")(ticks)
         if self.sign < 0:
             getattr(axes, f"invert_{which}axis")()

@@ -122,7 +122,7 @@ def test_a_claim_beyond_its_bound_is_unattainable_unless_it_was_measured_to_hold
         seen = judged(results, claims, {"baseline": eager, "sdpa": fused})
         verdict = next(row for row in seen.verdicts if (row.variant, row.expected) == ("int8", 0.34))
         assert (verdict.status, verdict.measured) == (status, measured)
-        assert verdict.note.startswith("at best 0.16: baseline 6.20 GiB = ") == (status == "unattainable")
+        assert verdict.note.startswith("at most 0.16: baseline 6.20 GiB = ") == (status == "unattainable")
 
 
 def test_an_estimate_is_no_measurement(eager, fused):

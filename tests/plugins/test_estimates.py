@@ -34,7 +34,7 @@ def test_an_estimate_runs_nothing_and_says_what_could_be(tmp_path: Path) -> None
 def test_the_guides_claims_without_a_gpu(tmp_path: Path) -> None:
     result = bench("--device=estimate", "--model=sd15", "--variant=int8", "--claims", f"--output={tmp_path}")
     assert result.returncode == 1
-    assert "UNATTAINABLE int8 memory_reduction: at best 0.16: baseline 6.20 GiB" in result.stdout
+    assert "UNATTAINABLE int8 memory_reduction: at most 0.16: baseline 6.20 GiB" in result.stdout
     found = Results.read(tmp_path / "results.json")
     assert {row["status"] for row in found.bounds if row["metric"] == "speedup"} == {"possible"}
     assert "What could be true at best?" in (tmp_path / "index.html").read_text(encoding="utf-8")

@@ -60,7 +60,7 @@ def test_stages_are_shares_of_an_image_and_say_so(drawings, results):
     words = drawings["stages"].words
     step = results.get("baseline", "unet_step_s")
     seconds = sum(step.samples) / results.workload.batch_size
-    assert f"UNet step {seconds:.3f}" in words
+    assert f"denoiser step {seconds:.3f}" in words
 
 
 def test_the_waterfall_goes_through_measured_subsets(results):
