@@ -18,7 +18,8 @@ def bench(*options: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_an_estimate_runs_nothing_and_judges_the_guides_claims(tmp_path: Path) -> None:
-    result = bench("--device=estimate:a100", "--model=sd15", "--variant=int8,compile", "--claims", f"--output={tmp_path}")
+    options = ("--device=estimate:a100", "--model=sd15", "--variant=int8,compile", "--claims")
+    result = bench(*options, f"--output={tmp_path}")
     assert result.returncode == 1, result.stdout[-2000:]
     assert "3 passed, 1 skipped" in result.stdout
     assert "UNATTAINABLE int8 memory_reduction: at most 0.16: baseline 6.20 GiB" in result.stdout
