@@ -3,13 +3,18 @@
     pytest bench/test_layers.py -m layers --benchmark-columns=min,median,rounds
 
 One group a shape. Random numbers: what a layer holds does not change how long it takes. Attention and the quantizing
-of activations have groups of their own, in bfloat16 on a CPU and in float16 on a GPU, as between quantized layers.
+of activations have groups of their own, of the type that passes between quantized layers: float16 on a GPU, bfloat16 on
+a CPU that has instructions for it, float32 on another.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 pytestmark = pytest.mark.layers
 
@@ -119,6 +124,14 @@ def test_layer(shape: Shape, how: str, device: str, benchmark) -> None:
     measure(call, device, benchmark, how, operations)
 
 
+def between_layers(device: str) -> "torch.dtype":
+    import torch
+
+    if device == "cuda":
+        return torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 @dataclass(frozen=True)
 class Tokens:
     """An attention layer of SD v1.5's UNet, with `queries` where the latents' side is 32; 8 heads of `width`."""
@@ -146,7 +159,7 @@ def test_attention(tokens: Tokens, name: str, device: str, benchmark) -> None:
     from optsd.optimizations.flash_enhanced import FALLBACKS
 
     kernel = next(kernel for kernel in FALLBACKS if kernel.name == name)
-    dtype, place = torch.float16 if device == "cuda" else torch.bfloat16, torch.device(device)
+    dtype, place = between_layers(device), torch.device(device)
     if reason := kernel.refusal(place, dtype, tokens.width, masked=False):
         pytest.skip(reason)
     area = SCALE[device] ** 2
@@ -175,7 +188,7 @@ def test_quantizing(channels: int, how: str, device: str, benchmark, monkeypatch
         monkeypatch.setattr(native, "serves", lambda x: False)
     elif device != "cpu" or native.refusal():
         pytest.skip(native.refusal() or f"the native kernels do not run on {device}")
-    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    dtype = between_layers(device)
     x = torch.randn(LATENTS[device], 1024 * SCALE[device] ** 2, channels, dtype=dtype, device=place)
     benchmark.group = f"quantizing {channels} channels"
     measure(lambda: quantize_activation(x), device, benchmark, how)

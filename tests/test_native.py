@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -352,6 +353,7 @@ def test_what_they_do_not_serve():
 def test_they_are_compiled_once(anew):
     assert native.refusal() == ""
     (file,) = anew.iterdir()
+    assert file.name.startswith(f"{native.instruction_set().name.lower()}-")
     native.refusal.cache_clear()
     native._library.cache_clear()
     before = file.stat()
@@ -407,6 +409,33 @@ def test_kernels_are_compiled_by_a_launcher_and_without_a_folder_to_keep_them(an
     assert native._library.__wrapped__().optsd_range
 
 
-def test_another_processor_is_refused(anew, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert native.refusal() == "the CPU has no AVX512-BF16 and VNNI"
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"avx2", "vnni", "bf16"}, native.AVX512),
+        ({"avx2", "vnni"}, "the CPU has AVX512-VNNI without -BF16"),  # which oneDNN uses
+        ({"avx2", "bf16"}, native.AVX2),
+        ({"avx2", "avx_vnni"}, native.AVX_VNNI),
+        ({"avx2"}, native.AVX2),
+        (set(), "the CPU has no AVX2"),
+    ],
+    ids=str,
+)
+def test_each_processor_gets_the_best_that_it_has_or_hears_why(anew, monkeypatch, flags, found):
+    for flag, name in (("avx2", "_is_avx2"), ("vnni", "_is_vnni"), ("bf16", "_is_avx512_bf16")):
+        monkeypatch.setattr(torch.cpu, f"{name}_supported", lambda flag=flag: flag in flags)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": "avx_vnni" in flags}, raising=False)
+    if isinstance(found, str):
+        assert native.refusal() == found
+        with pytest.raises(Unsupported, match=f"{found}; use another kernel"):
+            native.pack(torch.zeros(1, 1, dtype=torch.int8))
+    else:
+        assert native.instruction_set() == found
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.parametrize("instructions", [native.AVX512, native.AVX_VNNI, native.AVX2], ids=lambda each: each.name)
+def test_they_compile_for_every_processor(instructions, tmp_path):
+    flags = [*native.FLAGS, "-O0", "-Werror", *instructions.flags]
+    command = ["g++", *flags, str(native.SOURCE), "-o", str(tmp_path / "x")]
+    assert subprocess.run(command, capture_output=True, encoding="utf-8").stderr == ""

@@ -1,7 +1,8 @@
 """The CPU's own kernels (kernels.cpp): flash attention, quantized layers, GroupNorm with SiLU, and GEGLU.
 
-The machine's C++ compiler makes them the first time, in a second or two, into `$OPTSD_HOME/native`. Where they cannot
-run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
+The machine's C++ compiler makes them the first time, in a few seconds, into `$OPTSD_HOME/native`, for the best of the
+`InstructionSet`s that the processor has. Where they cannot run, `refusal` says why, and torch's operators take their
+place: the same integers, the same attention, slower.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,29 @@ from optsd.errors import BadInput, Unsupported
 from optsd.files import home, write_atomically
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-# Named, not -march=native: a home directory may be shared by machines of several kinds.
-FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
-)
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing")
 TYPES = (torch.float32, torch.bfloat16)
-LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
+OUTPUTS = 16  # `pack` makes a multiple of them
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """What the kernels are compiled for. Flags are named, not -march=native: several machines may share a home."""
+
+    name: str  # of the compiled file too
+    flags: tuple[str, ...]
+    source: str  # its header
+    tile: int  # the header's VECTORS × LANES: outputs whose weights `pack` puts side by side
+
+
+AVX512 = InstructionSet(
+    "AVX-512",
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
+    "avx512.h",
+    64,
+)
+AVX_VNNI = InstructionSet("AVX-VNNI", ("-mavx2", "-mfma", "-mavxvnni"), "avx2.h", 16)
+AVX2 = InstructionSet("AVX2", ("-mavx2", "-mfma"), "avx2.h", 16)
 
 
 def compiler() -> list[str]:
@@ -42,13 +60,25 @@ def compiler() -> list[str]:
         return [given]
 
 
+def instruction_set() -> InstructionSet:
+    """The best one of this processor. Raises Unsupported where it has none, or torch's own kernels use a better one."""
+    if torch.cpu._is_vnni_supported():  # AVX-512's, which oneDNN uses
+        if torch.cpu._is_avx512_bf16_supported():
+            return AVX512
+        raise Unsupported("the CPU has AVX512-VNNI without -BF16", "use another kernel")
+    if not torch.cpu._is_avx2_supported():
+        raise Unsupported("the CPU has no AVX2", "use another kernel")
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return AVX_VNNI if capabilities.get("avx_vnni") else AVX2
+
+
 @functools.cache
 def refusal() -> str:
     """Why these kernels cannot run on this machine, or an empty string."""
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
-        return "the CPU has no AVX512-BF16 and VNNI"
     try:
         _library()
+    except Unsupported as error:
+        return error.problem
     except FileNotFoundError as error:
         return f"there is no C++ compiler {error.filename} (install g++, or set CXX)"
     except subprocess.CalledProcessError as error:
@@ -86,18 +116,19 @@ def not_finite(lowest: float, highest: float) -> BadInput:
 
 
 def pack(integers: Tensor) -> Tensor:
-    """int8, outputs × inputs, as `quantized_layer` reads them: panels of 64 outputs, with four inputs side by side."""
+    """int8, outputs × inputs, as `quantized_layer` reads them: tiles of outputs, with four inputs side by side."""
     outputs, inputs = integers.shape
-    padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % LANES))
-    panels = (panel.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for panel in padded.split(PANEL))
-    return torch.cat(list(panels))
+    padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % OUTPUTS))
+    tiles = (tile.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for tile in padded.split(instruction_set().tile))
+    return torch.cat(list(tiles))
 
 
 def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     """The inverse of `pack`."""
-    padded = inputs + -inputs % 4
-    panels = (panel.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for panel in packed.split(PANEL * padded))
-    return torch.cat(list(panels))[:outputs, :inputs].contiguous()
+    padded, outputs_of_tile = inputs + -inputs % 4, instruction_set().tile
+    split = packed.split(outputs_of_tile * padded)
+    tiles = (tile.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for tile in split)
+    return torch.cat(list(tiles))[:outputs, :inputs].contiguous()
 
 
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
@@ -185,7 +216,7 @@ def _quantized_layer(
         given.append((bias, torch.float32, (outputs,)))
     if multipliers is None:
         half, group = 0, 1
-        given.append((weights, torch.int8, ((outputs + -outputs % LANES) * inputs,)))
+        given.append((weights, torch.int8, ((outputs + -outputs % OUTPUTS) * inputs,)))
     else:
         half, group = len(weights), max(2 * len(weights) // max(len(multipliers), 1), 1)
         given.append((multipliers, torch.int8, (2 * half // group, outputs)))
@@ -197,12 +228,11 @@ def _quantized_layer(
             f"{outputs} outputs, window {tuple(window)}"
         )
     is_quantized = x.dtype == torch.uint8
-    integers = x if is_quantized else torch.empty_like(x, dtype=torch.uint8)
     ends = (ctypes.c_float * 2)()
     is_finite = _library().optsd_layer(
         None if is_quantized else x.data_ptr(),
         x.dtype == torch.bfloat16,
-        integers.data_ptr(),
+        x.data_ptr() if is_quantized else None,
         scale,
         zero_point,
         weights.data_ptr(),
@@ -292,18 +322,19 @@ def _strides(x: Tensor) -> ctypes.Array:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
+    """The compiled kernels. Raises FileNotFoundError, CalledProcessError, OSError or Unsupported."""
+    instructions = instruction_set()
+    flags, sources = (*FLAGS, *instructions.flags), (SOURCE, SOURCE.with_name(instructions.source))
     run = functools.partial(subprocess.run, capture_output=True, check=True, encoding="utf-8", errors="replace")
-    made_from = "\0".join(
-        (SOURCE.read_text(encoding="utf-8"), *compiler(), run([*compiler(), "--version"]).stdout, *FLAGS)
-    )
-    file = home() / "native" / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
+    texts = (source.read_text(encoding="utf-8") for source in sources)
+    made_from = "\0".join((*texts, *compiler(), run([*compiler(), "--version"]).stdout, *flags))
+    file = home() / "native" / f"{instructions.name.lower()}-{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
     if file.is_file():
         library = ctypes.CDLL(str(file))
     else:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / "kernels.so"
-            run([*compiler(), *FLAGS, str(SOURCE), "-o", str(built)])
+            run([*compiler(), *flags, str(SOURCE), "-o", str(built)])
             library = ctypes.CDLL(str(built))
             with contextlib.suppress(BadInput):  # a home that is read-only or full: the next process compiles anew
                 write_atomically(file, built.read_bytes())

@@ -19,7 +19,10 @@ KEPT_PRECISE = anatomy.NUMBERS
 
 
 def suits_bfloat16(module: nn.Module) -> bool:
-    """Whether bfloat16 between the layers is faster: a float32 model on a CPU that has instructions for it."""
+    """Whether bfloat16 between the layers is faster: a float32 model on a CPU that has instructions for it.
+
+    Without them it is no faster (docs/quantization.md), and what is not quantized is many times slower in torch.
+    """
     is_float32_on_cpu = all(
         parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in module.parameters()
     )
