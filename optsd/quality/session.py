@@ -134,11 +134,16 @@ class Session:
     build_baseline: Callable[[], Any]
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
+    device: str = ""  # where `build` puts it, with the number of the GPU
 
     def images(self, variant: str, build: Callable[[], Any]) -> Pictures:
         """Seeds × prompts pictures. `build` gives the patched pipeline; it is called if images are missing."""
+        return self.drawn(variant, build, self.weights)
+
+    def drawn(self, variant: str, build: Callable[[], Any], weights: str) -> Pictures:
+        """The same of a model with these weights."""
         return generate(
-            variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds, self.say
+            variant, self.workload, self.setting.texts, weights, self.store, build, self.seeds, self.say, self.device
         )
 
     def measure(self, variant: str, build: Callable[[], Any]) -> list[Measurement]:
