@@ -9,12 +9,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from optsd import subjects
-from optsd.errors import BadInput, OptsdError
+from optsd.errors import BadInput, OptsdError, Unsupported
 from optsd.measure.memory import PeakMemory, context, reset_peak, resident_bytes
 from optsd.records import Workload
 from optsd.subjects import Drawer
@@ -126,7 +126,8 @@ def _serve(connection: Any, name: str, target: str, folder: Any, workload: dict[
         nonlocal draw
         draw = Drawer(name, target, folder).load(work)
         if sys.platform == "linux":
-            reset_peak()
+            with suppress(Unsupported) if work.device != "cpu" else nullcontext():
+                reset_peak()
         return {}
 
     if not _say(connection, load):

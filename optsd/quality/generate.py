@@ -78,6 +78,7 @@ def generate(
         nonlocal pipe
         if pipe is None:
             say(f"{variant}: building")
+            fix_seeds()  # before: cuBLAS takes its workspace at its first product, and a technique may try one
             pipe = build()
             fix_seeds()
         say(f"{variant}: drawing batch {batches.index(batch) + 1} of {len(batches)}")
