@@ -152,6 +152,7 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
             option("--prompts"),
             pytestconfig.stash.get(OWN_PROMPTS, ()),
             option("--reference"),
+            pytestconfig.stash[DEVICE],
         )
     except BadInput as error:
         return error
