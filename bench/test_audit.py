@@ -38,11 +38,8 @@ def _drawn_by_two_bits(quality, build_afresh):
     """The baseline's pictures with a UNet of four levels a weight. Their recipe has the hash of these weights."""
     from optsd.anatomy import denoiser
     from optsd.quality.audits import two_bits
-    from optsd.quality.generate import fingerprint, generate
+    from optsd.quality.generate import fingerprint
 
     pipe = build_afresh("baseline")
     two_bits(denoiser(pipe))
-    texts, weights = quality.setting.texts, fingerprint(pipe)
-    return generate(
-        "baseline", quality.workload, texts, weights, quality.store, lambda: pipe, quality.seeds, quality.say
-    )
+    return quality.drawn("baseline", lambda: pipe, fingerprint(pipe))

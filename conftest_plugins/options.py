@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,11 +17,17 @@ from optsd.report import folders
 from optsd.subjects import Subject
 from optsd.variants import GUIDE_VARIANTS, chosen
 
+if TYPE_CHECKING:
+    from optsd.measure.environment import Watch
+
 VARIANTS = pytest.StashKey[tuple[str, ...]]()
 """The names of all that is benched, the baseline first and the subjects last."""
 SUBJECTS = pytest.StashKey[dict[str, Subject]]()
 WORKLOAD = pytest.StashKey[Workload]()
 DEVICE = pytest.StashKey[str]()
+"""With the number of the GPU, which the workload lacks: what was measured on one is comparable with another alike."""
+WATCH: pytest.StashKey["Watch"] = pytest.StashKey()
+"""Sees what else the machine does while benches run."""
 OUTPUT = pytest.StashKey[Path]()
 """This run's folder. It is made when there is something to put into it."""
 PROMPTS, REFERENCE = pytest.StashKey[str](), pytest.StashKey[str]()
@@ -268,7 +275,7 @@ def resolve(config: pytest.Config) -> Workload:
                 source = models.check(option("--model"))
                 found = models.resolve_device(option("--device"))
                 dtype = str(models.resolve_dtype(option("--dtype"), found, source)).removeprefix("torch.")
-            device, kind = str(found), found.type
+            device, kind = worker_device(str(found)), found.type
         preset = chosen_preset(config)
         width, height = preset.size or source.size
         config.stash[DEVICE] = device
@@ -287,6 +294,16 @@ def resolve(config: pytest.Config) -> Workload:
             reference=config.stash.get(REFERENCE, ""),
         )
     return config.stash[WORKLOAD]
+
+
+def worker_device(device: str) -> str:
+    """The GPU of an xdist worker (`gw0`, …): one each, in turn. Anything but plain `cuda` stays as it is."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if device != "cuda" or not worker:
+        return device
+    import torch
+
+    return f"cuda:{int(worker.removeprefix('gw')) % torch.cuda.device_count()}"
 
 
 def estimated_device(config: pytest.Config) -> str:

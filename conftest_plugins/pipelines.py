@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -12,7 +13,7 @@ from optsd.measure.pictures import check_pictures
 from optsd.records import Technique, Workload
 from optsd.subjects import Folder
 
-from .options import DEVICE, MODEL, OUTPUT, SUBJECTS, WORKLOAD, chosen_preset
+from .options import DEVICE, MODEL, OUTPUT, SUBJECTS, WATCH, WORKLOAD, chosen_preset
 from .progress import Say
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Built:
     workload: Workload
     prompts: list[str]
     say: Say
+    look: Callable[[], None] = lambda: None  # called while it draws
     warm: bool = False
 
     def run(self, doing: str = "", output_type: str = "pil") -> Any:
@@ -71,6 +73,7 @@ class Built:
 
         def on_step(step: int) -> None:
             self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
+            self.look()
 
         return run_batch(self.pipe, self.workload, self.prompts, on_step=on_step, output_type=output_type)
 
@@ -185,7 +188,8 @@ def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Cal
         fix_seeds()
         progress(f"{variant}: loading {workload.model}")
         pipe, patch = models.build(stash[MODEL], variant, stash[DEVICE], workload.dtype)
-        return Built(variant, pipe, patch, workload, timing_prompts(workload.model, workload.batch_size), progress)
+        prompts = timing_prompts(workload.model, workload.batch_size)
+        return Built(variant, pipe, patch, workload, prompts, progress, partial(stash[WATCH].look, stash[DEVICE]))
 
     return make
 
@@ -214,7 +218,8 @@ def invite(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Ca
             raise broken[name]
         progress(f"{name}: loading")
         try:
-            return Guest(subject, workload, pytestconfig.getoption("--subject-timeout"), broken)
+            timeout = pytestconfig.getoption("--subject-timeout")
+            return Guest(subject, workload, timeout, broken, pytestconfig.stash[DEVICE])
         except OptsdError as error:
             broken[name] = error
             raise

@@ -1,6 +1,5 @@
 """What the quality benches share: prompts, real pictures, networks and the store of images."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,13 +133,6 @@ def image_count(config: pytest.Config) -> int:
     return min(count, len(stash[OWN_PROMPTS])) if OWN_PROMPTS in stash else count
 
 
-def worker_device(device: str, worker: str | None, count: int) -> str:
-    """The GPU of an xdist worker (`gw0`, …): one each, in turn. Anything but plain `cuda` stays as it is."""
-    if device != "cuda" or not worker or count < 2:
-        return device
-    return f"cuda:{int(worker.removeprefix('gw')) % count}"
-
-
 @pytest.fixture(scope="session")
 def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "Session | BadInput":
     """The session's prompts, reference, networks and images; or why there are no prompts."""
@@ -160,23 +152,21 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
             option("--prompts"),
             pytestconfig.stash.get(OWN_PROMPTS, ()),
             option("--reference"),
+            pytestconfig.stash[DEVICE],
         )
     except BadInput as error:
         return error
     # Of the model as it is before any variant is applied.
     weights = fingerprint(models.load(pytestconfig.stash[MODEL], "cpu", workload.dtype, text_to_image=True))
     baseline = builder(pytestconfig, workload, "baseline")
-    return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress)
+    return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress, pytestconfig.stash[DEVICE])
 
 
 def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable[[], Any]:
     """What builds a variant's pipeline, should images of it be missing."""
 
     def build() -> Any:
-        import torch
-
-        device = worker_device(config.stash[DEVICE], os.environ.get("PYTEST_XDIST_WORKER"), torch.cuda.device_count())
-        return models.build(config.stash[MODEL], variant, device, workload.dtype)[0]
+        return models.build(config.stash[MODEL], variant, config.stash[DEVICE], workload.dtype)[0]
 
     return build
 

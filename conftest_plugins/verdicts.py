@@ -33,12 +33,11 @@ from optsd.records import Results, Verdict
 
 from . import ledgers
 from .estimates import beside_bounds
-from .options import DEVICE, OUTPUT, VARIANTS, chosen_preset, estimated_device
+from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device
 from .results import JUDGE, RECORDER
 
 CLAIMS = pytest.StashKey[Claims]()
 _CHOSEN = pytest.StashKey[Chosen]()
-_WATCH = pytest.StashKey[Watch]()
 _OUTCOME = pytest.StashKey["Outcome"]()
 
 SHIPPED = Path(__file__).parents[1] / "expected"
@@ -192,7 +191,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
-        session.config.stash[_WATCH] = Watch()
+        session.config.stash[WATCH] = Watch()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -210,9 +209,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def judge(config: pytest.Config, results: Results) -> Results:
     """The results with the machine's load meanwhile and every verdict; repeats the run first if it was asked for."""
     outcome, folder = config.stash[_OUTCOME], config.stash[OUTPUT]
-    if _WATCH in config.stash:
+    if WATCH in config.stash:
         results = replace(
-            results, machine={**results.machine, "load": config.stash[_WATCH].read(config.stash.get(DEVICE, "cpu"))}
+            results, machine={**results.machine, "load": config.stash[WATCH].read(config.stash.get(DEVICE, "cpu"))}
         )
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)

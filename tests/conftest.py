@@ -1,5 +1,6 @@
 """What the tests share. Nothing here imports torch before a test asks for it."""
 
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import StableDiffusionPipeline
 
 pytest_plugins = ["pytester", "runs"]
@@ -19,6 +21,22 @@ settings.register_profile(
     "any machine", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where a test names no device it means the CPU, on a machine with a GPU too: only `-m gpu` sees one."""
+    if "gpu" not in (config.getoption("-m") or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def gpu() -> "torch.device":
+    """The GPU of a test that is marked `gpu`; without one the test is skipped."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is seen here: pytest tests -m gpu, on a machine that has one")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @pytest.fixture(autouse=True)

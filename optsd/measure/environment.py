@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
+
+from optsd.measure import gpus
 
 PACKAGES = (
     "optsd",
@@ -57,7 +57,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "cpu": cpu(),
         "memory_bytes": psutil.virtual_memory().total,
         "threads": threads(),
-        "gpus": gpus(device),
+        "gpus": gpus.found(device),
         "versions": versions(),
         "git": git_state(Path(__file__).parents[2]),
     }
@@ -117,132 +117,32 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "changed_files": len((git("status", "--porcelain") or "").splitlines())}
 
 
-def gpus(device: str = "cpu") -> list[dict[str, Any]]:
-    """Every NVIDIA GPU: name, memory, driver, clocks, power, temperature, and the other processes on it.
-
-    First the one that torch calls `device`, as torch knows it where NVML does not; then the others in NVML's order.
-    Empty where there is none, or no driver, or nvidia-ml-py is not installed. NVML's failures are never raised.
-    """
-    ran = _torch_gpu(device)
-    with _nvml() as nvml:
-        found = [(_uuid(nvml, handle), _gpu(nvml, handle)) for handle in _handles(nvml)]
-    first = [gpu for uuid, gpu in found if ran and uuid == ran.uuid]
-    if ran and not first:
-        first = [{"name": ran.name, "memory_bytes": ran.memory_bytes}]
-    return first + [gpu for _, gpu in found if gpu not in first]
-
-
 class Watch:
     """How much of the machine other processes used between `Watch()` and `read()`: their noise is in every timing."""
 
     def __init__(self) -> None:
         self._wall_s, self._busy_s, self._own_s = time.monotonic(), _busy_cpu_s(), _own_cpu_s()
-        self._gpu_processes = _gpu_processes()
+        self._gpu_processes, self._clock = gpus.processes(), gpus.Clock()
+
+    def look(self, device: str = "cpu") -> None:
+        """Call it while `device` works, as often as you like: reads the clock of a GPU, at most once a second."""
+        self._clock.look(device)
 
     def read(self, device: str = "cpu") -> dict[str, Any]:
         """`others_cpu_share`: CPU seconds of other processes ÷ (seconds × cores); `others_on_gpu`: how many processes.
 
-        Of GPUs only the one that torch calls `device` counts. Linux counts CPU time that the hypervisor gave to other
-        guests as theirs (steal), and so does this.
+        Of GPUs only the one that torch calls `device` counts, with its `gpu_clock` where `look` read one. Linux counts
+        CPU time that the hypervisor gave to other guests as theirs (steal), and so does this.
         """
         elapsed = time.monotonic() - self._wall_s
         others = (_busy_cpu_s() - self._busy_s) - (_own_cpu_s() - self._own_s)
         share = others / (elapsed * (psutil.cpu_count() or 1)) if elapsed > 0 else 0.0
-        own, ran = _own_processes(), _torch_gpu(device)
-        now, before = (seen.get(ran.uuid, set()) if ran else set() for seen in (_gpu_processes(), self._gpu_processes))
-        # In a container NVML gives numbers of the host, among which our own cannot be told: then only processes count
-        # that were there before this one began to use the GPU.
-        foreign = now - own if now & own else now & before
-        return {"others_cpu_share": round(min(max(share, 0.0), 1.0), 3), "others_on_gpu": len(foreign)}
-
-
-class _TorchGpu(NamedTuple):
-    uuid: str  # as NVML writes it, without its prefix
-    name: str
-    memory_bytes: int
-
-
-def _torch_gpu(device: str) -> _TorchGpu | None:
-    """The GPU that torch calls so, which CUDA_VISIBLE_DEVICES may have chosen from others; None for a CPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or not device.startswith("cuda"):
-        return None
-    index = int(device.partition(":")[2] or torch.cuda.current_device())
-    found = torch.cuda.get_device_properties(index)
-    return _TorchGpu(str(getattr(found, "uuid", "")), found.name, found.total_memory)
-
-
-def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
-    def read(name: str, *arguments: Any) -> Any:
-        return _ask(nvml, name, handle, *arguments)
-
-    def scaled(value: float | None, factor: float) -> float | None:
-        return None if value is None else round(value * factor, 1)
-
-    memory = read("nvmlDeviceGetMemoryInfo")
-    own = _own_processes()
-    return {
-        "name": _text(read("nvmlDeviceGetName")),
-        "driver": _text(_ask(nvml, "nvmlSystemGetDriverVersion")),
-        "memory_bytes": memory and memory.total,
-        "clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-        "max_clock_mhz": read("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-        "power_w": scaled(read("nvmlDeviceGetPowerUsage"), 1e-3),
-        "power_limit_w": scaled(read("nvmlDeviceGetEnforcedPowerLimit"), 1e-3),
-        "temperature_c": read("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        "other_processes": [
-            {"pid": process.pid, "memory_bytes": process.usedGpuMemory}
-            for process in _running(nvml, handle)
-            if process.pid not in own
-        ],
-    }
-
-
-def _gpu_processes() -> dict[str, set[int]]:
-    """Numbers of the processes that compute on each GPU, as NVML gives them, by the GPU's UUID."""
-    with _nvml() as nvml:
-        return {_uuid(nvml, handle): {each.pid for each in _running(nvml, handle)} for handle in _handles(nvml)}
-
-
-def _handles(nvml: Any) -> list[Any]:
-    """NVML's GPUs, but for those that it cannot open (of another user, lost, in a container without their files)."""
-    handles = (
-        _ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)
-    )
-    return [handle for handle in handles if handle is not None]
-
-
-def _uuid(nvml: Any, handle: Any) -> str:
-    return (_text(_ask(nvml, "nvmlDeviceGetUUID", handle)) or "").removeprefix("GPU-")
-
-
-def _running(nvml: Any, handle: Any) -> list[Any]:
-    return _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle) or []
-
-
-def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
-    """What NVML answers, or None: many cards, virtual GPUs and old drivers lack one reading or another."""
-    try:
-        return getattr(nvml, name)(*arguments)
-    except Exception:  # noqa: BLE001 - a reading that is missing must not cost a run
-        return None
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """NVML's module, initialised, or None where there is no NVIDIA driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - no package, no driver, another version of it, no permission
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        _ask(pynvml, "nvmlShutdown")
+        found = {
+            "others_cpu_share": round(min(max(share, 0.0), 1.0), 3),
+            "others_on_gpu": len(gpus.foreign(device, self._gpu_processes)),
+        }
+        clock = self._clock.read()
+        return found | ({"gpu_clock": clock} if clock else {})
 
 
 def _busy_cpu_s() -> float:
@@ -262,14 +162,6 @@ def _own_cpu_s() -> float:
             continue
         total += times.user + times.system
     return total
-
-
-def _own_processes() -> set[int]:
-    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _read(file: Path) -> str:

@@ -4,16 +4,17 @@ What it draws is checked and timed there; pictures and figures come back as byte
 """
 
 import json
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from optsd import subjects
-from optsd.errors import BadInput, OptsdError
+from optsd.errors import BadInput, OptsdError, Unsupported
 from optsd.measure.memory import PeakMemory, context, reset_peak, resident_bytes
 from optsd.records import Workload
 from optsd.subjects import Drawer
@@ -34,16 +35,22 @@ class Guest:
     """A callable that was loaded in its process. Raises OptsdError, naming it, for whatever it does wrong.
 
     An answer that takes longer than `timeout_s` ends the process; `broken` then has the error, by the subject's name.
+    Of `device` (`cuda:1`) the process sees that GPU alone, which is `cuda` to it, as the workload says.
     """
 
     def __init__(
-        self, subject: Drawer, workload: Workload, timeout_s: float, broken: dict[str, OptsdError] | None = None
+        self,
+        subject: Drawer,
+        workload: Workload,
+        timeout_s: float,
+        broken: dict[str, OptsdError] | None = None,
+        device: str = "",
     ) -> None:
         self.subject, self.timeout_s = subject, timeout_s
         self.broken = {} if broken is None else broken
         start = context(workload.device)
         self._connection, theirs = start.Pipe()
-        data = (subject.name, subject.target, subject.folder, asdict(workload))
+        data = (subject.name, subject.target, subject.folder, asdict(workload), device)
         self._process = start.Process(target=_serve, args=(theirs, *data), daemon=True)
         self._process.start()
         theirs.close()
@@ -108,8 +115,9 @@ class Guest:
         raise error
 
 
-def _serve(connection: Any, name: str, target: str, folder: Any, workload: dict[str, Any]) -> None:
+def _serve(connection: Any, name: str, target: str, folder: Any, workload: dict[str, Any], device: str = "") -> None:
     """In the process: load the callable, then do what is asked until nobody asks any more."""
+    see_only(device)
     work = Workload(**workload)
     start = resident_bytes() if sys.platform == "linux" else 0
     draw: Any = None
@@ -118,7 +126,8 @@ def _serve(connection: Any, name: str, target: str, folder: Any, workload: dict[
         nonlocal draw
         draw = Drawer(name, target, folder).load(work)
         if sys.platform == "linux":
-            reset_peak()
+            with suppress(Unsupported) if work.device != "cpu" else nullcontext():
+                reset_peak()
         return {}
 
     if not _say(connection, load):
@@ -134,6 +143,14 @@ def _serve(connection: Any, name: str, target: str, folder: Any, workload: dict[
             _say(connection, lambda: {"weight_bytes": subjects.weight_bytes(draw), "proof": subjects.proof(draw)})
         else:
             _say(connection, lambda: _peak(work, start))
+
+
+def see_only(device: str) -> None:
+    """Let CUDA, before its first use, see nothing but the GPU that torch calls so, `cuda:1`; any other name is free."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and index:
+        seen = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(index)] if seen else index
 
 
 def _draw(connection: Any, draw: Any, work: Workload, prompts: list[str], seeds: list[int]) -> None:

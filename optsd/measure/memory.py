@@ -1,6 +1,7 @@
 """Peak memory of one variant, in a fresh process and a pass of its own.
 
-On CUDA the peak is `torch.cuda.max_memory_allocated`. On a CPU it is the process's peak resident memory above what it
+On CUDA the peak is `torch.cuda.max_memory_allocated`: what tensors hold, without CUDA's context (some hundred MiB) and
+what torch's allocator keeps for later. On a CPU it is the process's peak resident memory above what it
 held before the model was loaded: Linux keeps it as VmHWM and resets it when 5 is written to /proc/self/clear_refs.
 """
 
@@ -9,6 +10,7 @@ import gc
 import multiprocessing
 import sys
 import traceback
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ MOST_STEPS = 4
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes. `peak` is the device's on CUDA and the process's, above its start, on a CPU."""
+    """Bytes. `peak` is that of the tensors on CUDA and the process's, above its start, on a CPU."""
 
     peak: int
-    process: int  # the process's whole peak, libraries included
+    process: int  # the process's whole peak, libraries included; on CUDA since its start, where it cannot be reset
     timeline: tuple[int, ...]  # memory in use after each denoising step and at the end, as `peak` counts it
 
 
@@ -71,13 +73,19 @@ def resident_bytes(key: str = "VmRSS") -> int:
 
 
 def reset_peak() -> None:
-    """Make `VmHWM` the memory in use now, after giving freed memory back to the system."""
+    """Make `VmHWM` the memory in use now, after giving freed memory back to the system. Raises Unsupported."""
     gc.collect()
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc; musl has no such call and keeps little
             libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        raise Unsupported(
+            "a process cannot reset its peak here: /proc/self/clear_refs cannot be written",
+            "measure memory outside of this sandbox",
+        ) from None
 
 
 def _give_back_device_memory() -> None:
@@ -120,7 +128,9 @@ def _measure(model: str, variant: str, device: str, dtype: str, workload: Worklo
 
     handle = denoiser(pipe).register_forward_hook(note)
     short = replace(workload, steps=min(workload.steps, MOST_STEPS))
-    reset_peak()
+    # On CUDA it decides nothing but `process`.
+    with suppress(Unsupported) if cuda else nullcontext():
+        reset_peak()
     if cuda:
         torch.cuda.reset_peak_memory_stats(pipe.device)
     drawn = run_batch(pipe, short, timing_prompts(workload.model, workload.batch_size), output_type="np")

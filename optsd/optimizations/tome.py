@@ -156,7 +156,7 @@ def matching(tokens: Tensor, grid: Places, ratio: float) -> "Merge":
     count = min(len(grid.sources), int(tokens.shape[1] * ratio))
     merged, kept = order[:, :count], order[:, count:]
     into = nearest.gather(1, merged)
-    return Merge(grid.sources[kept], grid.sources[merged], into, grid.destinations, tokens.shape[1])
+    return Merge(grid.sources[kept], grid.sources[merged], into, grid.destinations)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,6 @@ class Merge:
     merged: Tensor  # B×M
     into: Tensor  # B×M
     destinations: Tensor  # D, the same in the whole batch
-    tokens: int  # N = K + M + D
 
     def apply(self, tokens: Tensor) -> Tensor:
         """B×N×C -> B×(K+D)×C: destinations become the mean of themselves and of what goes into them."""
@@ -177,12 +176,19 @@ class Merge:
 
     def undo(self, merged: Tensor) -> Tensor:
         """B×(K+D)×C -> B×N×C: every token gets the result of the token that it went into."""
-        kept, targets = merged.split([self.kept.shape[1], len(self.destinations)], dim=1)
-        whole = merged.new_empty(len(merged), self.tokens, merged.shape[-1])
-        whole[:, self.destinations] = targets
-        whole.scatter_(1, _wide(self.kept, kept), kept)
-        going = _take(targets, self.into)
-        return whole.scatter_(1, _wide(self.merged, going), going)
+        return _take(merged, self._places())
+
+    def _places(self) -> Tensor:
+        """B×N: where each token's result stands in the merged sequence.
+
+        A permutation is turned around by sorting it: scattering whole tokens would be slow on a GPU, where the
+        deterministic mode sorts for each of their numbers.
+        """
+        batch, count = self.kept.shape
+        ends = torch.arange(count + len(self.destinations), device=self.kept.device).expand(batch, -1)
+        tokens = torch.cat([self.kept, self.destinations.expand(batch, -1), self.merged], dim=1)
+        places = torch.cat([ends, count + self.into], dim=1)
+        return places.gather(1, tokens.argsort(dim=1))
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """The networks that judge images: the field's standard ones, and the shipped model's own. Never confused: see `suffix`.
 
-Images are N×H×W×3, uint8, everywhere here. A network whose weights are missing raises NotFound, which names the file.
+Images are N×H×W×3, uint8, everywhere here; they and the networks go to the device that the networks were asked for.
+A GPU multiplies in float32 here, never in TF32, whose ten bits would show in the figures. A network whose weights are
+missing raises NotFound, which names the file.
 """
 
 import io
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +23,7 @@ from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch_fidelity.utils import create_feature_extractor
 
 from optsd.data import downloads
 from optsd.errors import BadInput, NotFound
@@ -35,7 +38,7 @@ class Networks(Protocol):
     suffix: str
 
     def made_by(self, reading: str) -> list[str]:
-        """What decides `features`, `agreement` or `distances` beside the pictures: the hashes of the weights."""
+        """What decides `features`, `agreement` or `distances` beside the pictures: the weights' hashes, and a GPU."""
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N×D features for FID and KID, N×C class logits for the Inception Score."""
@@ -83,16 +86,16 @@ class ShapesNetworks:
 
     suffix = "_shapes"
 
-    def __init__(self, folder: Path = WEIGHTS) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path = WEIGHTS, device: str = "cpu") -> None:
+        self.folder, self.device = folder, device
 
     def made_by(self, reading: str) -> list[str]:
         file = self.folder / ("clip.safetensors" if reading == "agreement" else "classifier.safetensors")
         _require(file)
-        return ["shapes", downloads.sha256_of(file)]
+        return ["shapes", downloads.sha256_of(file), *_named(self.device)]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = _extract(self._extractor, _resized(images, scenes.IMAGE_SIZE))
+        found = _extract(self._extractor, _resized(images, scenes.IMAGE_SIZE), self.device)
         return found["64"], found["logits"]
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -103,14 +106,14 @@ class ShapesNetworks:
             image = model.encode_image(pictures.float() / 127.5 - 1, normalize=True)
             return (image * model.encode_text(tokens, normalize=True)).sum(-1)
 
-        return _batched(cosines, _to_tensor(_resized(images, scenes.IMAGE_SIZE)), ids)
+        return _batched(cosines, self.device, _to_tensor(_resized(images, scenes.IMAGE_SIZE)), ids)
 
     def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         """LPIPS without its learned weights (Zhang et al., 2018, equation 1 with w = 1), on the classifier's layers."""
         trunk = self._extractor.network.trunk
 
         def distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-            left, right, total = left.float() / 127.5 - 1, right.float() / 127.5 - 1, torch.zeros(len(left))
+            left, right, total = left.float() / 127.5 - 1, right.float() / 127.5 - 1, left.new_zeros(len(left)).float()
             for stage in trunk:
                 left, right = stage(left), stage(right)
                 difference = lpips.normalize_tensor(left) - lpips.normalize_tensor(right)
@@ -118,29 +121,30 @@ class ShapesNetworks:
             return total / len(trunk)
 
         size = scenes.IMAGE_SIZE
-        return _batched(distance, _to_tensor(_resized(images, size)), _to_tensor(_resized(others, size)))
+        return _batched(distance, self.device, _to_tensor(_resized(images, size)), _to_tensor(_resized(others, size)))
 
     @cached_property
     def _extractor(self) -> Any:
-        return create_feature_extractor(
+        made = create_feature_extractor(
             "optsd-shapes",
             ["64", "logits"],
             cuda=False,
             verbose=False,
             feature_extractor_weights_path=str(self.folder / "classifier.safetensors"),
         )
+        return made.to(self.device)
 
     @cached_property
     def _clip(self) -> tuple[Any, Callable]:
         with TemporaryDirectory() as folder:
             tokenizer = networks.tokenizer(Path(folder))
-        return _load(networks.clip(tokenizer), self.folder / "clip.safetensors"), tokenizer
+        return _load(networks.clip(tokenizer), self.folder / "clip.safetensors").to(self.device), tokenizer
 
 
 @cache
-def shapes_networks() -> ShapesNetworks:
+def shapes_networks(device: str = "cpu") -> ShapesNetworks:
     """The judges with the shipped weights, loaded once."""
-    return ShapesNetworks()
+    return ShapesNetworks(device=device)
 
 
 class StandardNetworks:
@@ -151,15 +155,15 @@ class StandardNetworks:
 
     suffix = ""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
+        self.folder, self.device = folder, device
 
     def made_by(self, reading: str) -> list[str]:
         name = {"features": "inception", "agreement": "clip", "distances": "alexnet"}[reading]
-        return [name, downloads.sha256_of(downloads.find_weights(name, self.folder))]
+        return [name, downloads.sha256_of(downloads.find_weights(name, self.folder)), *_named(self.device)]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = _extract(self._inception, images)
+        found = _extract(self._inception, images, self.device)
         return found["2048"], found["logits_unbiased"]
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -168,12 +172,14 @@ class StandardNetworks:
         model, prepare = self._clip
         ids = open_clip.get_tokenizer(CLIP_NAME)(list(texts))
 
+        def prepared(pictures: torch.Tensor) -> torch.Tensor:  # with PIL, as CLIP's authors do
+            return torch.stack([prepare(Image.fromarray(picture.numpy())) for picture in pictures])
+
         def cosines(pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            prepared = torch.stack([prepare(Image.fromarray(picture.numpy())) for picture in pictures])
-            image = model.encode_image(prepared, normalize=True)
+            image = model.encode_image(pictures, normalize=True)
             return (image * model.encode_text(tokens, normalize=True)).sum(-1)
 
-        return _batched(cosines, torch.from_numpy(images), ids)
+        return _batched(cosines, self.device, torch.from_numpy(images), ids, prepare=prepared)
 
     def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         network = self._lpips
@@ -181,7 +187,7 @@ class StandardNetworks:
         def distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             return network(left.float() / 127.5 - 1, right.float() / 127.5 - 1).flatten()
 
-        return _batched(distance, _to_tensor(images), _to_tensor(others))
+        return _batched(distance, self.device, _to_tensor(images), _to_tensor(others))
 
     @cached_property
     def _inception(self) -> FeatureExtractorInceptionV3:
@@ -189,13 +195,14 @@ class StandardNetworks:
         tensors, stream = _read_tensors(downloads.find_weights("inception", self.folder)), io.BytesIO()
         torch.save(tensors, stream)
         stream.seek(0)
-        return create_feature_extractor(
+        made = create_feature_extractor(
             "inception-v3-compat",
             ["2048", "logits_unbiased"],
             cuda=False,
             verbose=False,
             feature_extractor_weights_path=stream,
         )
+        return made.to(self.device)
 
     @cached_property
     def _lpips(self) -> nn.Module:
@@ -212,7 +219,7 @@ class StandardNetworks:
         missing = network.load_state_dict(own, strict=False).missing_keys
         if any(key.startswith("net.") for key in missing):
             raise BadInput("the AlexNet weights are not whole", "fetch them again: optsd coco fetch alexnet")
-        return network.requires_grad_(False).eval()
+        return network.requires_grad_(False).eval().to(self.device)
 
     @cached_property
     def _clip(self) -> tuple[Any, Callable]:
@@ -220,7 +227,7 @@ class StandardNetworks:
 
         file = downloads.find_weights("clip", self.folder)
         model, prepare = open_clip.create_model_from_pretrained(CLIP_NAME, pretrained=str(file))
-        return model.requires_grad_(False).eval(), prepare
+        return model.requires_grad_(False).eval().to(self.device), prepare
 
 
 CLIP_NAME = "ViT-B-32-quickgelu"
@@ -247,28 +254,39 @@ class NoNetworks:
         raise self.reason
 
 
-class _Images(torch.utils.data.Dataset):
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = _to_tensor(images)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
+def _extract(extractor: FeatureExtractorBase, images: np.ndarray, device: str) -> dict[str, np.ndarray]:
+    with torch.no_grad(), _in_float32(device):
+        found = [
+            extractor.convert_features_tuple_to_dict(extractor(batch.to(device)))
+            for batch in _to_tensor(images).split(BATCH)
+        ]
+    return {name: torch.cat([each[name].cpu() for each in found]).numpy() for name in found[0]}
 
 
-def _extract(extractor: FeatureExtractorBase, images: np.ndarray) -> dict[str, np.ndarray]:
-    found = get_featuresdict_from_dataset(
-        _Images(images), extractor, BATCH, cuda=False, save_cpu_ram=True, verbose=False
-    )
-    return {name: tensor.numpy() for name, tensor in found.items()}
+def _batched(
+    function: Callable[..., torch.Tensor],
+    device: str,
+    *inputs: torch.Tensor,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda batch: batch,
+) -> np.ndarray:
+    """The function of each batch of the inputs, on the device; `prepare` makes there of the first one, before."""
+    found = []
+    with torch.no_grad(), _in_float32(device):
+        for first, *rest in zip(*(tensor.split(BATCH) for tensor in inputs), strict=True):
+            found.append(function(prepare(first).to(device), *(each.to(device) for each in rest)).cpu())
+    return torch.cat(found).double().numpy()
 
 
-def _batched(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        parts = [function(*batch) for batch in zip(*(tensor.split(BATCH) for tensor in inputs), strict=True)]
-    return torch.cat(parts).double().numpy()
+def _in_float32(device: str) -> AbstractContextManager[Any]:
+    """Without TF32, and with the same algorithms every time."""
+    if device == "cpu":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def _named(device: str) -> list[str]:
+    """The GPU, which decides last bits; the CPU's kind is in the key of whatever is read (`readings.code_version`)."""
+    return [] if device == "cpu" else [torch.cuda.get_device_name(device)]
 
 
 def _to_tensor(images: np.ndarray) -> torch.Tensor:

@@ -56,11 +56,13 @@ def generate(
     build: Callable[[], Any],
     seeds: int = 1,
     say: Callable[[str], None] = lambda text: None,
+    device: str = "",
 ) -> Pictures:
     """The variant's images for all prompts, for each of `seeds` seeds from `workload.seed` on.
 
     `weights` is the model's `fingerprint`; `build` gives the patched pipeline and is called only if an image is
-    missing; `say` is told what is being done. Returns seeds × prompts pictures, all of them stored. Several processes
+    missing; `say` is told what is being done; `device` is where `build` puts it (`cuda:1`), where the workload does not
+    tell. Returns seeds × prompts pictures, all of them stored. Several processes
     may do this at once, and share the work.
     """
     if not prompts or seeds < 1:
@@ -68,7 +70,7 @@ def generate(
     batches = [
         batch
         for seed in range(workload.seed, workload.seed + seeds)
-        for batch in plan(variant, dataclasses.replace(workload, seed=seed), prompts, weights)
+        for batch in plan(variant, dataclasses.replace(workload, seed=seed), prompts, weights, device)
     ]
     pipe = None
 
@@ -76,6 +78,7 @@ def generate(
         nonlocal pipe
         if pipe is None:
             say(f"{variant}: building")
+            fix_seeds()  # before: cuBLAS takes its workspace at its first product, and a technique may try one
             pipe = build()
             fix_seeds()
         say(f"{variant}: drawing batch {batches.index(batch) + 1} of {len(batches)}")
@@ -93,7 +96,7 @@ def _stored(store: Store, batch: Batch, count: int) -> np.ndarray:
     return store.take(batch)[:count]
 
 
-def plan(variant: str, workload: Workload, prompts: Sequence[str], weights: str) -> list[Batch]:
+def plan(variant: str, workload: Workload, prompts: Sequence[str], weights: str, device: str = "") -> list[Batch]:
     """The work in batches of exactly `workload.batch_size`, the last one filled up with its last prompt.
 
     A batch's images depend on the whole batch, so its recipe holds all of its prompts.
@@ -105,7 +108,7 @@ def plan(variant: str, workload: Workload, prompts: Sequence[str], weights: str)
         "techniques": [f"{step!r}{outside.source_of(step)}" for step in against_eager(variant).steps],
         "workload": dataclasses.asdict(workload),
         "code": code_version(),
-        "machine": machine(workload.device),
+        "machine": machine(device or workload.device),
     }
     batches = []
     for first in range(0, len(prompts), size):

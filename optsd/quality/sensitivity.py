@@ -88,7 +88,7 @@ def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
     from optsd.optimizations.quantize import COMPONENTS, Int4, Int8
 
     technique = Int8 if bits == 8 else Int4
-    names = [name for name, _ in anatomy.denoiser(optsd.load("shapes")).named_modules()]
+    names = [name for name, _ in anatomy.denoiser(optsd.load("shapes", "cpu")).named_modules()]
     for kind, patterns in KINDS.items():
         inside = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         if inside:
@@ -105,7 +105,7 @@ def draw(technique: Alone | None, chosen: list[scenes.Scene], steps: int) -> np.
     import optsd
     from optsd.measure.seeds import generators
 
-    pipe = optsd.load("shapes")
+    pipe = optsd.load("shapes", "cpu")
     if technique:
         technique.apply(pipe)
     made: list[np.ndarray] = []

@@ -46,21 +46,22 @@ def setting(
     chosen_set: str = "standard",
     own_prompts: Sequence[Prompt] = (),
     own_reference: Path | None = None,
+    device: str = "cpu",
 ) -> Setting:
     """The first `count` prompts of a set (`optsd.data.sets`) and what belongs to them.
 
     The shipped models have their own; any other model gets a set's, from the folder `coco` (as COCO's archives unpack),
     and the standard networks, from `weights` or the caches. `own_prompts` and a folder of pictures take the place of
-    what a set has. Raises NotFound or BadInput where there are no prompts.
+    what a set has. The networks judge on `device`. Raises NotFound or BadInput where there are no prompts.
     """
     if own_prompts or own_reference:
-        return _of_ones_own(workload, count, coco, weights, store, chosen_set, own_prompts, own_reference)
+        return _of_ones_own(workload, count, coco, weights, store, chosen_set, own_prompts, own_reference, device)
     own = sets.find(chosen_set)
     if not FEWEST_IMAGES <= count <= own.count:
         raise BadInput(f"{count} images for the quality metrics", f"give {FEWEST_IMAGES} to {own.count:,}")
     if workload.model in shapes.PIPELINES:
         made, pictures = prompts.shapes()
-        return Setting(made[:count], Reference(pictures), shapes_networks(), counts_objects=True)
+        return Setting(made[:count], Reference(pictures), shapes_networks(device), counts_objects=True)
     folder = coco or downloads.coco_folder()
     chosen = tuple(own.prompts(folder))
     if workload.model in RANDOM:
@@ -74,7 +75,7 @@ def setting(
         real = reference.read(folder / own.photographs, names, workload.width, workload.height, store)
     except BadInput as error:
         real = error
-    return Setting(chosen[:count], real, StandardNetworks(weights), counts_objects=False)
+    return Setting(chosen[:count], real, StandardNetworks(weights, device), counts_objects=False)
 
 
 def _of_ones_own(
@@ -86,22 +87,23 @@ def _of_ones_own(
     chosen_set: str,
     own_prompts: Sequence[Prompt],
     own_reference: Path | None,
+    device: str,
 ) -> Setting:
     """Prompts of a file are not what a set's photographs were described by: without a folder there is no reference."""
     if own_prompts:
         if not FEWEST_IMAGES <= count <= len(own_prompts):
             raise BadInput(f"{count} images of one's own prompts", f"give {FEWEST_IMAGES} to {len(own_prompts):,}")
         chosen = tuple(own_prompts[:count])
-        networks: Networks = StandardNetworks(weights)
+        networks: Networks = StandardNetworks(weights, device)
         if workload.model in shapes.PIPELINES:
-            networks = shapes_networks()
+            networks = shapes_networks(device)
         elif workload.model in RANDOM:
             networks = NoNetworks(_RANDOM)
         base = Setting(
             chosen, _NO_REFERENCE, networks, counts_objects=workload.model in shapes.PIPELINES and _in_grammar(chosen)
         )
     else:
-        base = setting(workload, count, coco, weights, store, chosen_set)
+        base = setting(workload, count, coco, weights, store, chosen_set, device=device)
     if own_reference is None or workload.model in RANDOM:
         return base
     try:
@@ -134,11 +136,16 @@ class Session:
     build_baseline: Callable[[], Any]
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
+    device: str = ""  # where `build` puts it, with the number of the GPU
 
     def images(self, variant: str, build: Callable[[], Any]) -> Pictures:
         """Seeds × prompts pictures. `build` gives the patched pipeline; it is called if images are missing."""
+        return self.drawn(variant, build, self.weights)
+
+    def drawn(self, variant: str, build: Callable[[], Any], weights: str) -> Pictures:
+        """The same of a model with these weights."""
         return generate(
-            variant, self.workload, self.setting.texts, self.weights, self.store, build, self.seeds, self.say
+            variant, self.workload, self.setting.texts, weights, self.store, build, self.seeds, self.say, self.device
         )
 
     def measure(self, variant: str, build: Callable[[], Any]) -> list[Measurement]:

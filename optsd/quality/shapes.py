@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
     asked = list(islice(scenes.scenes(PROMPT_SEED, held_out=True), given.prompts))
     for name in names:
-        pipe = optsd.load(given.model)
+        pipe = optsd.load(given.model, "cpu")
         optsd.apply(pipe, name)
         made: list[np.ndarray] = []
         for first in range(0, len(asked), BATCH):

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from optsd.records import Measurement, Results, Verdict
+from optsd.judge.verdicts import noise_of
+from optsd.records import Measurement, Results, Verdict, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
@@ -149,15 +151,21 @@ def _quality_in_words(keeping: dict[str, tuple[float, str]], variant: str) -> st
 
 BUSY, LATE = 0.1, 3.0
 """The share of the CPU that others may use before a run says so, and how many times its median a late round takes."""
+SLOW_CLOCK = 0.75
+"""Of a GPU's highest clock: nvbench throws a trial away below this share."""
 
 
 def disturbances(results: Results) -> list[str]:
     """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run."""
     said = []
     load = results.machine.get("load")
-    share = load.get("others_cpu_share") if isinstance(load, dict) else None
+    load = load if isinstance(load, dict) else {}
+    share = load.get("others_cpu_share")
     if isinstance(share, float) and share > BUSY:
         said.append(f"Others used {share:.0%} of the CPU while this was measured.")
+    if noise := noise_of(load, "cuda"):
+        said.append(f"{noise[0].upper()}{noise[1:]} while this was measured.")
+    said += _slow_clock(load.get("gpu_clock"))
     late = [
         (max(row.samples) / row.value, row.variant)
         for row in results.measurements
@@ -167,6 +175,16 @@ def disturbances(results: Results) -> list[str]:
         times, variant = max(late)
         said.append(f"A round of {variant} took {times:.0f} times its median (variants with one: {len(late)}).")
     return said
+
+
+def _slow_clock(clock: Any) -> list[str]:
+    clock = clock if isinstance(clock, dict) else {}
+    median, highest = clock.get("median_mhz"), clock.get("highest_mhz")
+    if not is_finite(median) or not is_finite(highest) or median >= SLOW_CLOCK * highest:
+        return []
+    held = [f"{reason}: {share:.0%} of the time" for reason, share in (clock.get("held_by") or {}).items()]
+    told = ", ".join(held) or "no reason given"
+    return [f"The GPU's clock was {median} MHz in the median, {median / highest:.0%} of its highest ({told})."]
 
 
 def missing(results: Results) -> list[str]:

@@ -1,6 +1,7 @@
 """A callable in a process of its own: what it gives comes back, and whatever it does wrong is one error."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,15 @@ def test_a_flat_picture_is_none(invite, tmp_path: Path) -> None:
     with pytest.raises(OptsdError, match="theirs draws no pictures: 2 of 2 are of one colour, #808080"):
         visitors.draw(invite("grey"), WORKLOAD, ["a", "b"], seeds=1, folder=tmp_path)
     assert not np.any([file.suffix == ".npy" for file in tmp_path.iterdir()])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "left"),
+    [("cuda:1", None, "1"), ("cuda:1", "4, GPU-a", "GPU-a"), ("cuda", "4,5", "4,5"), ("cpu", None, None)],
+)
+def test_it_sees_the_gpu_that_was_asked_for_and_no_other(monkeypatch, device, visible, left) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    guest.see_only(device)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == left

@@ -1,8 +1,10 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from optsd.errors import OptsdError
+from optsd.errors import OptsdError, Unsupported
 from optsd.measure import memory
 from optsd.records import Workload
 
@@ -18,6 +20,35 @@ def test_the_peak_is_seen_after_it_is_over() -> None:
     assert 60 * MIB < memory.resident_bytes("VmHWM") - before < 80 * MIB
     memory.reset_peak()
     assert memory.resident_bytes("VmHWM") - before < 20 * MIB
+
+
+def test_where_a_peak_cannot_be_reset_the_error_is_one_line(monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+    with pytest.raises(Unsupported, match="a process cannot reset its peak here: .*; measure memory outside"):
+        memory.reset_peak()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_memory_of_a_gpu_needs_no_such_reset(monkeypatch, device) -> None:
+    def refuse():
+        raise Unsupported("no reset", "")
+
+    pipe = SimpleNamespace(device=SimpleNamespace(type=device), unet=torch.nn.Identity())
+    monkeypatch.setattr(memory, "reset_peak", refuse)
+    monkeypatch.setattr("optsd.models.build", lambda *_: (pipe, None))
+    monkeypatch.setattr("optsd.measure.run.run_batch", lambda *_, **__: [])
+    monkeypatch.setattr("optsd.measure.pictures.check_pictures", lambda *_: None)
+    for name, value in ("memory_allocated", 3), ("max_memory_allocated", 5), ("reset_peak_memory_stats", None):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda _, value=value: value)
+    measuring = lambda: memory._measure("m", "baseline", device, "float16", Workload("m", device, "", 1, 1.0, 8, 8, 1))  # noqa: E731
+    if device == "cuda":
+        assert (measuring().peak, measuring().timeline) == (5, (3,))
+    else:
+        with pytest.raises(Unsupported, match="no reset"):
+            measuring()
 
 
 @pytest.mark.slow

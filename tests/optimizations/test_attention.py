@@ -230,4 +230,5 @@ def test_out_of_memory_is_told_from_other_errors():
         torch.empty(10**15)
     assert is_out_of_memory(allocation.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))

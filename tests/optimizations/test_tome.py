@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optsd.errors import BadInput, NothingMatched
 from optsd.optimizations.tome import TokenMerging, matching, places
@@ -27,6 +28,32 @@ def test_nothing_is_lost_where_tokens_are_alike(rows, columns):
     tokens = cells[:, :, : rows // 2 * 2, : columns // 2 * 2].flatten(2).transpose(1, 2)
     merge = matching(tokens, places(rows // 2 * 2, columns // 2 * 2, tokens.device), 0.75)
     torch.testing.assert_close(merge.undo(merge.apply(tokens)), tokens)
+
+
+@given(sizes, sizes, st.floats(0.01, 0.75))
+def test_every_token_gets_the_result_of_what_it_went_into_in_one_gather(rows, columns, ratio):
+    tokens = torch.randn(2, rows * columns, 4)
+    merge = matching(tokens, places(rows, columns, tokens.device), ratio)
+    merged = torch.randn_like(merge.apply(tokens))
+    with CountedOperators() as seen:
+        whole = merge.undo(merged)
+    assert not {name for name in seen.names if "scatter" in name or "index_put" in name}  # slow where deterministic
+    assert [name for name in seen.names if "gather" in name] == ["aten.gather.default"] * 2  # of places and of tokens
+    kept, targets = merged.split([merge.kept.shape[1], len(merge.destinations)], dim=1)
+    for sample in range(2):
+        assert torch.equal(whole[sample, merge.kept[sample]], kept[sample])
+        assert torch.equal(whole[sample, merge.destinations], targets[sample])
+        assert torch.equal(whole[sample, merge.merged[sample]], targets[sample, merge.into[sample]])
+
+
+class CountedOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(str(operator))
+        return operator(*args, **(kwargs or {}))
 
 
 def test_a_destination_becomes_the_mean_and_gives_its_result_back():

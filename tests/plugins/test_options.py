@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest_plugins.options import worker_device
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,6 +56,14 @@ def test_a_wrong_model_or_device_is_one_line_before_a_model_is_loaded(options: l
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_each_worker_has_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert worker_device("cuda") == "cuda"
+    for worker, expected in ("gw0", "cuda:0"), ("gw1", "cuda:1"), ("gw2", "cuda:0"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        assert [worker_device(given) for given in ("cuda", "cuda:1", "cpu")] == [expected, "cuda:1", "cpu"]
 
 
 def test_collecting_imports_no_torch() -> None:

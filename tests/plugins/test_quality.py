@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest_plugins import quality
-from conftest_plugins.quality import image_count, worker_device
+from conftest_plugins.quality import image_count
 from optsd.files import without_user
 
 ROOT = Path(__file__).parents[2]
@@ -50,14 +50,6 @@ def test_quality_alone_has_time_for_more_images(monkeypatch, images: int | None,
     monkeypatch.setattr(quality, "chosen_preset", lambda config: SimpleNamespace(images=images or 32))
     config = SimpleNamespace(getoption={"--images": images, "-m": marks}.get)
     assert image_count(config) == count
-
-
-def test_each_worker_has_a_gpu() -> None:
-    assert [worker_device("cuda", f"gw{worker}", 2) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert worker_device("cuda", None, 2) == "cuda"
-    assert worker_device("cuda", "gw3", 1) == "cuda"
-    assert worker_device("cuda:1", "gw0", 4) == "cuda:1"
-    assert worker_device("cpu", "gw0", 0) == "cpu"
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def project(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     machine = {"cpu": {"name": "Test", "usable_cores": 2}, "versions": {"torch": "2.15"}, "gpus": []}
     monkeypatch.setattr("optsd.measure.environment.machine", lambda device="cpu": dict(machine))
-    monkeypatch.setattr("optsd.measure.environment.gpus", list)
+    monkeypatch.setattr("optsd.measure.gpus.found", lambda device="cpu": [])
     monkeypatch.setattr("optsd.report.write", lambda results, folder: None)
     monkeypatch.setattr("optsd.report.print_table", lambda results, console: None)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from torch.overrides import TorchFunctionMode
 
 from optsd.data import downloads, prompts
 from optsd.errors import BadInput, NotFound
@@ -104,6 +105,78 @@ def test_the_metrics_are_the_same_in_shards(untrained_judges: ShapesNetworks) ->
     agreement = untrained_judges.agreement(pictures, texts)
     halves = [untrained_judges.agreement(pictures[part], texts[part]) for part in (slice(0, first), slice(first, None))]
     np.testing.assert_allclose(np.concatenate(halves), agreement, atol=1e-6)
+
+
+class Elsewhere(TorchFunctionMode):
+    """Stands in for a GPU, which may not be there: counts what is sent to it, and leaves it on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to and args[1:2] == (AWAY,):
+            self.sent.append(tuple(args[0].shape))
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+AWAY = "cuda:1"
+
+
+@pytest.mark.parametrize("reading", ["features", "agreement", "distances"])
+def test_networks_and_pictures_go_to_the_device_batch_by_batch(untrained_judges, monkeypatch, reading) -> None:
+    texts, pictures = _drawn()
+    asked = {"features": (pictures,), "agreement": (pictures, texts), "distances": (pictures, pictures[::-1])}[reading]
+    expected = getattr(untrained_judges, reading)(*asked)
+    away: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: away.append(device) or module)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    judges = ShapesNetworks(untrained_judges.folder, AWAY)
+    with Elsewhere() as elsewhere:
+        found = getattr(judges, reading)(*asked)
+    for ours, theirs in zip(_rows(found), _rows(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)  # under such a mode torch's attention has no fast path
+    assert away == [AWAY]
+    assert {len_ for len_, *_ in elsewhere.sent} == {features.BATCH, COUNT - features.BATCH}
+    assert len(elsewhere.sent) == 2 * len(asked)
+    assert judges.made_by(reading) == [*untrained_judges.made_by(reading), f"the GPU {AWAY}"]
+
+
+def _rows(found) -> tuple[np.ndarray, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def test_clip_sees_what_was_prepared_on_the_cpu() -> None:
+    pictures, tokens = torch.arange(40.0)[:, None], torch.ones(40, 1)
+    with Elsewhere() as elsewhere:
+        found = features._batched(lambda a, b: (a * b).sum(1), AWAY, pictures, tokens, prepare=lambda a: a.repeat(1, 3))
+    np.testing.assert_array_equal(found, 3 * np.arange(40.0))
+    assert elsewhere.sent == [(32, 3), (32, 1), (8, 3), (8, 1)]
+
+
+def test_a_gpu_judges_without_tf32(monkeypatch) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with features._in_float32(AWAY):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reading", ["features", "agreement", "distances"])
+def test_a_gpu_judges_as_the_cpu_does(gpu, trained, random_inception, shared, reading) -> None:
+    """Of the standard networks, those whose weights are at hand; Inception's architecture with any weights."""
+    texts, pictures = _drawn()
+    asked = {"features": (pictures,), "agreement": (pictures, texts), "distances": (pictures, pictures[::-1])}[reading]
+    pairs = [(trained, ShapesNetworks(device=str(gpu)))]
+    folder = {"features": random_inception, "distances": shared / "lpips", "agreement": shared / "clip"}[reading]
+    if folder and folder.is_dir() and any(folder.iterdir()):
+        pairs.append((StandardNetworks(folder), StandardNetworks(folder, str(gpu))))
+    for judges in pairs:
+        expected, found = (getattr(each, reading)(*asked) for each in judges)
+        for ours, theirs in zip(_rows(found), _rows(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_images_of_another_size_are_judged_at_the_networks_own(untrained_judges: ShapesNetworks) -> None:
@@ -223,6 +296,17 @@ def test_missing_and_wrong_shipped_weights_are_named(tmp_path: Path) -> None:
         networks.agreement(_drawn()[1][:2], ["a", "b"])
 
 
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = features._to_tensor(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
 def test_the_shapes_extractor_is_torch_fidelitys(untrained_judges: ShapesNetworks, tmp_path: Path) -> None:
     """`torch_fidelity.calculate_metrics`, given the registered extractor, says what we say."""
     import torch_fidelity
@@ -230,8 +314,8 @@ def test_the_shapes_extractor_is_torch_fidelitys(untrained_judges: ShapesNetwork
     _, pictures = _drawn()
     ours, theirs = pictures[: COUNT // 2], pictures[COUNT // 2 :]
     found = torch_fidelity.calculate_metrics(
-        input1=features._Images(ours),
-        input2=features._Images(theirs),
+        input1=_Images(ours),
+        input2=_Images(theirs),
         feature_extractor="optsd-shapes",
         feature_extractor_weights_path=str(untrained_judges.folder / "classifier.safetensors"),
         cuda=False,

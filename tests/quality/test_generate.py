@@ -102,6 +102,18 @@ def test_variant_weights_prompts_code_and_machine_are_in_the_key(monkeypatch) ->
     assert keys.isdisjoint(_keys(WORKLOAD))
 
 
+def test_the_gpu_that_draws_is_in_the_key_and_not_the_current_one(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "torch.cuda.get_device_name", lambda device: {"cuda": "A", "cuda:0": "A", "cuda:1": "B"}[device]
+    )
+    on_cuda = dataclasses.replace(WORKLOAD, device="cuda")
+    first, second, current = (
+        generate.plan("baseline", on_cuda, PROMPTS, "w", device)[0].recipe["machine"]
+        for device in ("cuda:0", "cuda:1", "")
+    )
+    assert (first, second, current) == ("A", "B", "A")
+
+
 def test_a_techniques_parameters_are_in_the_key(monkeypatch) -> None:
     keys = _keys(WORKLOAD)
 

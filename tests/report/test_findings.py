@@ -88,6 +88,17 @@ def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
 def test_a_run_that_met_others_says_so(results):
     busy = dataclasses.replace(results, machine={**results.machine, "load": {"others_cpu_share": 0.4}})
     assert disturbances(busy) == ["Others used 40% of the CPU while this was measured."]
+    clock = {"median_mhz": 990, "highest_mhz": 1980, "held_by": {"power cap": 0.9}}
+    for load, told in (
+        ({"others_on_gpu": 2}, "2 other processes used the GPU while this was measured."),
+        (
+            {"gpu_clock": clock},
+            "The GPU's clock was 990 MHz in the median, 50% of its highest (power cap: 90% of the time).",
+        ),
+    ):
+        assert disturbances(dataclasses.replace(results, machine=results.machine | {"load": load})) == [told]
+    quick = {"gpu_clock": clock | {"median_mhz": 1900}}
+    assert disturbances(dataclasses.replace(results, machine=results.machine | {"load": quick})) == []
     row = results.get("int8", "latency_s")
     late = dataclasses.replace(row, samples=(*row.samples, 11 * row.value))
     rows = tuple(late if each is row else each for each in results.measurements)
