@@ -26,7 +26,7 @@ from optsd.errors import BadInput, Unsupported
 from optsd.files import home, write_atomically
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing")
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-ffp-contract=off")
 TYPES = (torch.float32, torch.bfloat16)
 OUTPUTS = 16  # `pack` makes a multiple of them
 
@@ -96,15 +96,12 @@ def serves(x: Tensor) -> bool:
     return x.dtype in TYPES and is_dense and is_reachable
 
 
-def value_range(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest of x's values and 0; both NaN where one is NaN."""
-    lowest, highest = torch.ops.optsd.value_range(x).tolist()
-    return lowest, highest
+def quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes of x's shape and memory format, and the scales and zero points of its first dimensions' `shares`.
 
-
-def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
-    """int8 of x's shape and memory format: the low byte of x · factor + shift, a sum of at least 2²³ in float32."""
-    return torch.ops.optsd.round_to_bytes(x, factor, shift)
+    Raises BadInput where a share has no finite range.
+    """
+    return torch.ops.optsd.quantize(x, shares, signed)
 
 
 def not_finite(lowest: float, highest: float) -> BadInput:
@@ -134,7 +131,7 @@ def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
 
 
-def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable], Callable]:
+def _operator(schema: str, empty: Callable[..., Any]) -> Callable[[Callable], Callable]:
     """Make the function an operator of torch: a profile shows it, an estimate knows what it gives by `empty`."""
     name = schema.partition("(")[0]
 
@@ -147,24 +144,22 @@ def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable],
     return register
 
 
-@_operator("value_range(Tensor x) -> Tensor", lambda x: x.new_empty(2, dtype=torch.float32))
-def _value_range(x: Tensor) -> Tensor:
-    ends = torch.empty(2)
-    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), torch.get_num_threads(), ends.data_ptr())
-    return ends
+def _empty_quantized(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    values = torch.empty_like(x, dtype=torch.int8 if signed else torch.uint8)
+    return values, x.new_empty(shares, dtype=torch.float32), x.new_empty(shares, dtype=torch.int32)
 
 
-@_operator(
-    "round_to_bytes(Tensor x, float factor, float shift) -> Tensor",
-    lambda x, factor, shift: torch.empty_like(x, dtype=torch.int8),
-)
-def _round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
-    out = torch.empty_like(x, dtype=torch.int8)
-    is_bfloat16 = x.dtype == torch.bfloat16
-    _library().optsd_quantize(
-        x.data_ptr(), is_bfloat16, x.numel(), factor, shift, torch.get_num_threads(), out.data_ptr()
-    )
-    return out
+@_operator("quantize(Tensor x, int shares, bool signed) -> (Tensor, Tensor, Tensor)", _empty_quantized)
+def _quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    values, scale, zero_point = _empty_quantized(x, shares, signed)
+    if x.numel() % max(shares, 1) or not serves(x):
+        raise ValueError(f"quantize does not fit these: {x.dtype} {tuple(x.shape)} in {shares} shares")
+    ends = (ctypes.c_float * 2)()
+    sizes, lowest, threads = (shares, x.numel() // max(shares, 1)), -128 if signed else 0, torch.get_num_threads()
+    results = (values.data_ptr(), scale.data_ptr(), zero_point.data_ptr())
+    if not _library().optsd_quantize(x.data_ptr(), x.dtype == torch.bfloat16, *sizes, lowest, threads, *results, ends):
+        raise not_finite(*ends)
+    return values, scale, zero_point
 
 
 def _empty_layer(x: Tensor, *others: Any) -> Tensor:
@@ -178,7 +173,7 @@ def _empty_layer(x: Tensor, *others: Any) -> Tensor:
 
 @_operator(
     "quantized_layer(Tensor x, Tensor weights, Tensor? multipliers, Tensor weight_scale, Tensor column_sums, "
-    "Tensor? bias, int[] window, float scale, int zero_point) -> Tensor",
+    "Tensor? bias, int[] window, Tensor? scale, Tensor? zero_point) -> Tensor",
     _empty_layer,
 )
 def _quantized_layer(
@@ -189,15 +184,16 @@ def _quantized_layer(
     column_sums: Tensor,
     bias: Tensor | None,
     window: Sequence[int],
-    scale: float,
-    zero_point: int,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
 ) -> Tensor:
     """… × inputs to … × outputs; or, with a `window`, batch × channels × height × width, channels last, to the same.
 
-    x of `TYPES` is quantized by its own range, and so is the result's type; uint8 stands for (x - zero_point) · scale,
-    and the result is float32. `weights`: as `pack` gives them; or, with `multipliers`, an `Int4Weight`'s. `window`:
-    kernel size, stride, dilation (rows, columns each), margins (left, right, top, bottom), size of the result (rows,
-    columns). Inputs or channels: a multiple of 4. Raises BadInput where x is NaN or infinite.
+    x of `TYPES` is quantized, each row or picture by its own range, and so is the result's type; uint8 stands for
+    (x - zero_point) · scale, float32 and int32 of each row or picture, and the result is float32. `weights`: as `pack`
+    gives them; or, with `multipliers`, an `Int4Weight`'s. `window`: kernel size, stride, dilation (rows, columns each),
+    margins (left, right, top, bottom), size of the result (rows, columns). Inputs or channels: a multiple of 4. Raises
+    BadInput where x is NaN or infinite.
     """
     out = _empty_layer(x, weights, multipliers, weight_scale, column_sums, bias, window)
     if window:
@@ -206,8 +202,8 @@ def _quantized_layer(
         is_dense = x.is_contiguous(memory_format=torch.channels_last)
     else:
         channels = x.shape[-1]
-        batch, height, width = 1, 1, x.numel() // max(channels, 1)
-        moves = (1, 1, 1, 1, 1, 1, 0, 0, 1, width)
+        batch, height, width = x.numel() // max(channels, 1), 1, 1
+        moves = (1, 1, 1, 1, 1, 1, 0, 0, 1, 1)
         is_dense = x.is_contiguous()
     outputs, inputs = len(weight_scale), moves[0] * moves[1] * channels
     given: list[tuple[Tensor, torch.dtype, tuple[int, ...]]]
@@ -221,20 +217,25 @@ def _quantized_layer(
         half, group = len(weights), max(2 * len(weights) // max(len(multipliers), 1), 1)
         given.append((multipliers, torch.int8, (2 * half // group, outputs)))
         given.append((weights, torch.int8, (max(half, (inputs - 2) // 2), outputs)))  # x may be padded by 3
-    fits = all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
+    is_quantized = x.dtype == torch.uint8
+    if scale is not None:
+        given.append((scale, torch.float32, (batch,)))
+    if zero_point is not None:
+        given.append((zero_point, torch.int32, (batch,)))
+    fits = is_quantized == (scale is not None) == (zero_point is not None)
+    fits &= all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
     if not fits or not is_dense or not channels or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
         raise ValueError(
             f"quantized_layer does not fit these: {x.dtype} {tuple(x.shape)}, weights {tuple(weights.shape)} for "
             f"{outputs} outputs, window {tuple(window)}"
         )
-    is_quantized = x.dtype == torch.uint8
     ends = (ctypes.c_float * 2)()
     is_finite = _library().optsd_layer(
         None if is_quantized else x.data_ptr(),
         x.dtype == torch.bfloat16,
         x.data_ptr() if is_quantized else None,
-        scale,
-        zero_point,
+        None if scale is None else scale.data_ptr(),
+        None if zero_point is None else zero_point.data_ptr(),
         weights.data_ptr(),
         None if multipliers is None else multipliers.data_ptr(),
         weight_scale.data_ptr(),
@@ -341,14 +342,13 @@ def _library() -> ctypes.CDLL:
     address, count, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     threads = flag
     arguments: dict[str, list[Any]] = {
-        "optsd_range": [address, flag, count, threads, address],
-        "optsd_quantize": [address, flag, count, number, number, threads, address],
-        "optsd_layer": [address, flag, address, number, flag, *[address] * 6, threads, address, address],
+        "optsd_quantize": [address, flag, count, count, flag, threads, *[address] * 4],
+        "optsd_layer": [address, flag, *[address] * 9, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
         "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }
     for name, types in arguments.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, flag if name == "optsd_layer" else None
+        function.argtypes, function.restype = types, flag if name in ("optsd_quantize", "optsd_layer") else None
     return library

@@ -80,53 +80,102 @@ auto multiply_of(int64_t vectors) -> decltype(&multiply<Type, ROWS, 1>) {
 
 // ---------------------------------------------------------------------------------------------- quantized activations
 
-template <typename Type>
-void find_range(const typename Type::Value* x, int64_t count, int threads, float* range) {
+// The smallest and the largest of numbers and 0.
+struct Range {
     float lowest = 0, highest = 0;
     bool is_a_number = true;
-    threads = threads_for(count, threads);
-#pragma omp parallel for num_threads(threads) reduction(min : lowest) reduction(max : highest) \
-    reduction(&& : is_a_number)
-    for (int thread = 0; thread < threads; thread++) {
-        const int64_t share = round_up((count + threads - 1) / threads, 4 * LANES);
-        const int64_t begin = std::min(count, thread * share), end = std::min(count, begin + share);
-        Floats low[4], high[4];
-        Flags nan{};
-        for (int part = 0; part < 4; part++) low[part] = high[part] = everywhere(0.0f);
-        int64_t i = begin;
-        for (; i + 4 * LANES <= end; i += 4 * LANES)
-            for (int part = 0; part < 4; part++) {
-                const Floats value = Type::load(x + i + part * LANES);
-                low[part] = lower(low[part], value);
-                high[part] = higher(high[part], value);
-                nan = either(nan, is_nan(value));
-            }
-        for (; i < end; i += LANES) {
-            const Floats value = Type::load(first(std::min(end - i, LANES)), x + i);
-            low[0] = lower(low[0], value);
-            high[0] = higher(high[0], value);
+};
+
+template <typename Type>
+Range range_of(const typename Type::Value* x, int64_t count) {
+    Floats low[4], high[4];
+    Flags nan{};
+    for (int part = 0; part < 4; part++) low[part] = high[part] = everywhere(0.0f);
+    int64_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        for (int part = 0; part < 4; part++) {
+            const Floats value = Type::load(x + i + part * LANES);
+            low[part] = lower(low[part], value);
+            high[part] = higher(high[part], value);
             nan = either(nan, is_nan(value));
         }
-        for (int part = 0; part < 4; part++) {
-            lowest = std::min(lowest, lowest_of(low[part]));
-            highest = std::max(highest, highest_of(high[part]));
-        }
-        is_a_number = is_a_number && !any(nan);
+    for (; i < count; i += LANES) {
+        const Floats value = Type::load(first(std::min(count - i, LANES)), x + i);
+        low[0] = lower(low[0], value);
+        high[0] = higher(high[0], value);
+        nan = either(nan, is_nan(value));
     }
-    range[0] = is_a_number ? lowest : NAN;
-    range[1] = is_a_number ? highest : NAN;
+    const Floats least = lower(lower(low[0], low[1]), lower(low[2], low[3]));
+    const Floats most = higher(higher(high[0], high[1]), higher(high[2], high[3]));
+    return {lowest_of(least), highest_of(most), !any(nan)};
 }
 
-// To the low bytes of x · factor + shift.
+// To the low bytes of x · factor + shift, rounded after the product and after the sum, as torch rounds.
 template <typename Type, typename Result>
-void quantize(const typename Type::Value* x, int64_t count, float factor, float shift, int threads,
-              typename Result::Value* out) {
+void round_to_bytes(const typename Type::Value* x, int64_t count, float factor, float shift,
+                    typename Result::Value* out) {
     const Floats by = everywhere(factor), plus = everywhere(shift);
-#pragma omp parallel for num_threads(threads_for(count, threads))
     for (int64_t i = 0; i < count; i += LANES) {
         const Lanes lanes = first(std::min(count - i, LANES));
-        Result::store(out + i, lanes, bits_of(multiply_add(Type::load(lanes, x + i), by, plus)));
+        Result::store(out + i, lanes, bits_of(Type::load(lanes, x + i) * by + plus));
     }
+}
+
+// One picture, or one row, as optsd.quantization.schemes.quantize_activation does it: integers with their scale and zero
+// point, `lowest` of which stands for the smallest. False where x has no finite range, which is then left in `range`.
+template <typename Type, typename Result>
+bool quantize(const typename Type::Value* x, int64_t count, int lowest, int threads, typename Result::Value* out,
+              float& scale, int32_t& zero_point, float* range) {
+    const int64_t share = round_up((count + threads - 1) / threads, 64);  // of one thread
+    Range whole;
+    if (threads == 1) {
+        whole = range_of<Type>(x, count);
+    } else {
+        float low = 0, high = 0;
+        bool is_a_number = true;
+#pragma omp parallel for num_threads(threads) reduction(min : low) reduction(max : high) reduction(&& : is_a_number)
+        for (int64_t begin = 0; begin < count; begin += share) {
+            const Range part = range_of<Type>(x + begin, std::min(share, count - begin));
+            low = std::min(low, part.lowest), high = std::max(high, part.highest);
+            is_a_number = is_a_number && part.is_a_number;
+        }
+        whole = {low, high, is_a_number};
+    }
+    const double step = (double(whole.highest) - whole.lowest) / 254;
+    if (!whole.is_a_number || !(step < INFINITE)) {
+#pragma omp critical
+        range[0] = whole.is_a_number ? whole.lowest : NAN, range[1] = whole.is_a_number ? whole.highest : NAN;
+        return false;
+    }
+    const double by = std::max(step, 1e-30), zero = std::ceil(-whole.lowest / by) + lowest;
+    const float factor = float(1 / by), shift = float(1.5 * (1 << 23) + zero);
+    scale = float(by), zero_point = int32_t(zero);
+    if (threads == 1) {
+        round_to_bytes<Type, Result>(x, count, factor, shift, out);
+    } else {
+#pragma omp parallel for num_threads(threads)
+        for (int64_t begin = 0; begin < count; begin += share)
+            round_to_bytes<Type, Result>(x + begin, std::min(share, count - begin), factor, shift, out + begin);
+    }
+    return true;
+}
+
+// `pictures` of `count` numbers each, every one by its own range. Where one has none, false, and that is in `range`.
+template <typename Type, typename Result>
+bool quantize_each(const void* x, int64_t pictures, int64_t count, int lowest, int threads,
+                   typename Result::Value* out, float* scale, int32_t* zero_point, float* range) {
+    const auto* numbers = static_cast<const typename Type::Value*>(x);
+    threads = threads_for(pictures * count, threads);
+    // Threads share out the pictures, or where that leaves some idle, each picture.
+    const bool by_picture = pictures % threads == 0 || pictures >= 8 * threads;
+    bool is_finite = true;
+#pragma omp parallel for num_threads(by_picture ? threads : 1) reduction(&& : is_finite)
+    for (int64_t i = 0; i < pictures; i++) {
+        const bool is_right = quantize<Type, Result>(numbers + i * count, count, lowest, by_picture ? 1 : threads,
+                                                     out + i * count, scale[i], zero_point[i], range);
+        is_finite = is_finite && is_right;
+    }
+    return is_finite;
 }
 
 // -------------------------------------------------------------------------------------------------- quantized layers
@@ -170,33 +219,43 @@ struct Int4Weights {
     }
 };
 
-struct Picture {
+// Of a Linear layer each row is a picture of one pixel: both are quantized by their own range.
+struct Pictures {
     const Integers::Value* numbers;
-    int64_t batch, height, width, channels;
+    int64_t count, height, width, channels;
 };
 
 struct Window {
     int64_t rows, columns, stride_y, stride_x, dilation_y, dilation_x, top, left, out_height, out_width;
+
+    // Whether a picture is larger by its border.
+    bool is_padded(int64_t height, int64_t width) const {
+        return top || left || (out_height - 1) * stride_y + (rows - 1) * dilation_y >= height ||
+               (out_width - 1) * stride_x + (columns - 1) * dilation_x >= width;
+    }
 };
 
-// For each place in the window, and for each pixel of the result, its line of channels; past the border, `border`.
-Buffer<const uint32_t*> find_lines(const Picture& picture, const Window& window, const Integers::Value* border,
+// For each place in the window, and for each pixel of the result, its line of channels; past the border, the picture's
+// in `borders`. Up to `step` pixels there is something to read.
+Buffer<const uint32_t*> find_lines(const Pictures& pictures, const Window& window, const Integers::Value* borders,
                                    int64_t step) {
-    const int64_t pixels = picture.batch * window.out_height * window.out_width;
+    const int64_t pixels = pictures.count * window.out_height * window.out_width;
     auto lines = allocate<const uint32_t*>(window.rows * window.columns * step);
     const auto words = [](const Integers::Value* line) { return reinterpret_cast<const uint32_t*>(line); };
     for (int64_t place = 0; place < window.rows * window.columns; place++) {
         const uint32_t** line = lines.get() + place * step;
-        std::fill(line + pixels, line + step, words(border));
-        for (int64_t i = 0; i < picture.batch * window.out_height; i++) {
+        std::fill(line + pixels, line + step, words(pictures.numbers));
+        for (int64_t i = 0; i < pictures.count * window.out_height; i++) {
+            const int64_t picture = i / window.out_height;
             const int64_t y = i % window.out_height * window.stride_y - window.top +
                               place / window.columns * window.dilation_y;
-            const bool is_inside = y >= 0 && y < picture.height;
+            const bool is_inside = y >= 0 && y < pictures.height;
             const Integers::Value* row =
-                picture.numbers + (i / window.out_height * picture.height + y) * picture.width * picture.channels;
+                pictures.numbers + (picture * pictures.height + y) * pictures.width * pictures.channels;
+            const Integers::Value* border = borders + picture * pictures.channels;
             int64_t x = place % window.columns * window.dilation_x - window.left;
             for (int64_t j = 0; j < window.out_width; j++, x += window.stride_x)
-                *line++ = words(is_inside && x >= 0 && x < picture.width ? row + x * picture.channels : border);
+                *line++ = words(is_inside && x >= 0 && x < pictures.width ? row + x * pictures.channels : border);
         }
     }
     return lines;
@@ -204,16 +263,17 @@ Buffer<const uint32_t*> find_lines(const Picture& picture, const Window& window,
 
 // What turns sums into numbers.
 struct Scales {
-    float scale;
-    int zero_point;
+    const float* scale;         // of each picture
+    const int32_t* zero_point;  // of each picture
     const float* weight_scale;
     const int32_t* column_sums;
     const float* bias;  // or null
 
-    // rows × columns of sums to as many rows of `out`, whose outputs from the `output`th on they are.
+    // count × columns of sums, from the `pixel`th on, of pictures of `area` pixels, to as many rows of `out`, whose
+    // outputs from the `output`th on they are.
     template <typename Type>
-    void finish(const int32_t* sums, int64_t rows, int64_t columns, int64_t output, int64_t outputs,
-                typename Type::Value* out) const {
+    void finish(const int32_t* sums, int64_t pixel, int64_t count, int64_t area, int64_t columns, int64_t output,
+                int64_t outputs, typename Type::Value* out) const {
         Ints extra[PANEL / LANES];
         Floats factor[PANEL / LANES], offset[PANEL / LANES];
         Lanes lanes[PANEL / LANES];
@@ -221,27 +281,38 @@ struct Scales {
         for (int64_t i = 0; i < vectors; i++) {
             const int64_t at = output + i * LANES;
             lanes[i] = first(std::clamp<int64_t>(outputs - at, 0, LANES));
-            extra[i] = product(load(lanes[i], column_sums + at), everywhere(zero_point));
-            factor[i] = load(lanes[i], weight_scale + at) * everywhere(scale);
+            extra[i] = load(lanes[i], column_sums + at);
+            factor[i] = load(lanes[i], weight_scale + at);
             offset[i] = bias ? load(lanes[i], bias + at) : everywhere(0.0f);
         }
-        for (int64_t row = 0; row < rows; row++, sums += columns, out += outputs)
-            for (int64_t i = 0; i < vectors; i++) {
-                const Floats exact = to_floats(difference(load(sums + i * LANES), extra[i]));
-                Type::store(out + output + i * LANES, lanes[i], multiply_add(exact, factor[i], offset[i]));
+        out += pixel * outputs + output;
+        for (const int64_t end = pixel + count; pixel < end;) {
+            const int64_t picture = pixel / area;
+            const Floats by = everywhere(scale[picture]);
+            const Ints zero = everywhere(zero_point[picture]);
+            for (const int64_t last = std::min(end, (picture + 1) * area); pixel < last; pixel++) {
+                for (int64_t i = 0; i < vectors; i++) {
+                    const Floats exact = to_floats(difference(load(sums + i * LANES), product(extra[i], zero)));
+                    Type::store(out + i * LANES, lanes[i], multiply_add(exact, factor[i] * by, offset[i]));
+                }
+                sums += columns, out += outputs;
             }
+        }
     }
 };
 
 template <typename Type, typename Weights>
-void convolve(const Picture& picture, const Window& window, const Weights& weights, int64_t outputs,
+void convolve(const Pictures& pictures, const Window& window, const Weights& weights, int64_t outputs,
               const Scales& scales, int threads, typename Type::Value* out) {
-    const int64_t channels = picture.channels, places = window.rows * window.columns;
-    const int64_t pixels = picture.batch * window.out_height * window.out_width;
-    const auto border = allocate<Integers::Value>(channels);
-    std::fill_n(border.get(), channels, static_cast<Integers::Value>(scales.zero_point));
+    const int64_t channels = pictures.channels, places = window.rows * window.columns;
+    const int64_t area = window.out_height * window.out_width, pixels = pictures.count * area;
+    if (!pixels) return;
+    const auto borders = allocate<Integers::Value>(pictures.count * channels);
+    if (window.is_padded(pictures.height, pictures.width))
+        for (int64_t i = 0; i < pictures.count; i++)
+            std::fill_n(borders.get() + i * channels, channels, static_cast<Integers::Value>(scales.zero_point[i]));
     const int64_t step = round_up(pixels, 2);
-    const auto lines = find_lines(picture, window, border.get(), step);
+    const auto lines = find_lines(pictures, window, borders.get(), step);
 
     // A block of weights is that of several places, or of a part of the channels of one.
     const int64_t block_places = std::max<int64_t>(1, BLOCK / channels);
@@ -282,7 +353,7 @@ void convolve(const Picture& picture, const Window& window, const Weights& weigh
                     row += is_whole ? ROWS : 2;
                 }
             }
-        scales.finish<Type>(sums, count, columns, output, outputs, out + begin * outputs);
+        scales.finish<Type>(sums, begin, count, area, columns, output, outputs, out);
     }
 }
 
@@ -497,58 +568,46 @@ void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64
 
 extern "C" {
 
-// The smallest and the largest of `count` numbers and 0; both NaN where one of them is.
-void optsd_range(const void* x, int is_bfloat16, int64_t count, int threads, float* range) {
-    if (is_bfloat16)
-        find_range<BFloat16>(static_cast<const uint16_t*>(x), count, threads, range);
-    else
-        find_range<Float32>(static_cast<const float*>(x), count, threads, range);
+// `pictures` of `count` numbers each to bytes, of which `lowest` (0, or -128 for signed ones) stands for the smallest
+// number of a picture, with a scale and a zero point each. Returns 0 where one has no finite range, which is then in
+// `range`: from its smallest to its largest number, or NaN.
+int optsd_quantize(const void* x, int is_bfloat16, int64_t pictures, int64_t count, int lowest, int threads,
+                   uint8_t* out, float* scale, int32_t* zero_point, float* range) {
+    const auto run = is_bfloat16 ? quantize_each<BFloat16, Bytes> : quantize_each<Float32, Bytes>;
+    return run(x, pictures, count, lowest, threads, out, scale, zero_point, range);
 }
 
-// The low byte of x · factor + shift, where shift's last binary digit is worth 1.
-void optsd_quantize(const void* x, int is_bfloat16, int64_t count, float factor, float shift, int threads,
-                    uint8_t* out) {
-    if (is_bfloat16)
-        quantize<BFloat16, Bytes>(static_cast<const uint16_t*>(x), count, factor, shift, threads, out);
-    else
-        quantize<Float32, Bytes>(static_cast<const float*>(x), count, factor, shift, threads, out);
-}
-
-// A quantized layer: batch × height × width × channels of numbers, quantized by their own range, to batch × out_height ×
-// out_width × outputs of the same type. Where `x` is null, `bytes` are taken instead, by `scale` and `zero_point`, and
-// the result is float32. `sizes`: batch, height, width, channels, outputs; the window's rows, columns, stride, dilation
-// (each y, x), top, left, out_height, out_width; inputs / 2 and group size of INT4. `multipliers`: null for INT8.
-// Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0, with `range` as optsd_range gives it,
-// where x has no finite range.
-int optsd_layer(const void* x, int is_bfloat16, const uint8_t* bytes, float scale, int zero_point,
-                const int8_t* weights, const int8_t* multipliers, const float* weight_scale, const int32_t* column_sums,
-                const float* bias, const int64_t* sizes, int threads, float* range, void* out) {
-    const int64_t count = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-    const auto integers = allocate<Integers::Value>(count);
+// A quantized layer: pictures × height × width × channels of numbers, quantized picture by picture, to pictures ×
+// out_height × out_width × outputs of the same type. Where `x` is null, `bytes` are taken instead, with a scale and a
+// zero point for each picture, and the result is float32. `sizes`: pictures, height, width, channels, outputs; the
+// window's rows, columns, stride, dilation (each y, x), top, left, out_height, out_width; inputs / 2 and group size of
+// INT4. `multipliers`: null for INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0,
+// with `range` as optsd_quantize leaves it, where a picture has no finite range.
+int optsd_layer(const void* x, int is_bfloat16, const uint8_t* bytes, const float* scale, const int32_t* zero_point,
+                const int8_t* weights, const int8_t* multipliers, const float* weight_scale,
+                const int32_t* column_sums, const float* bias, const int64_t* sizes, int threads, float* range,
+                void* out) {
+    const int64_t count = sizes[1] * sizes[2] * sizes[3];
+    const auto integers = allocate<Integers::Value>(sizes[0] * count);
+    const auto scales_found = allocate<float>(sizes[0]);
+    const auto zeros_found = allocate<int32_t>(sizes[0]);
     if (x) {
-        // as optsd.quantization.schemes.quantize_activation does it
-        optsd_range(x, is_bfloat16, count, threads, range);
-        const double step = (double(range[1]) - range[0]) / 254;
-        if (!(step < INFINITE)) return 0;
-        const double by = std::max(step, 1e-30), zero = std::ceil(-range[0] / by);
-        const float factor = float(1 / by), shift = float(1.5 * (1 << 23) + zero);
-        if (is_bfloat16)
-            quantize<BFloat16, Integers>(static_cast<const uint16_t*>(x), count, factor, shift, threads, integers.get());
-        else
-            quantize<Float32, Integers>(static_cast<const float*>(x), count, factor, shift, threads, integers.get());
-        scale = float(by), zero_point = int(zero);
+        const auto run = is_bfloat16 ? quantize_each<BFloat16, Integers> : quantize_each<Float32, Integers>;
+        if (!run(x, sizes[0], count, 0, threads, integers.get(), scales_found.get(), zeros_found.get(), range))
+            return 0;
+        scale = scales_found.get(), zero_point = zeros_found.get();
     } else {
-        std::copy_n(bytes, count, integers.get());
+        std::copy_n(bytes, sizes[0] * count, integers.get());
     }
-    const Picture picture{integers.get(), sizes[0], sizes[1], sizes[2], sizes[3]};
+    const Pictures pictures{integers.get(), sizes[0], sizes[1], sizes[2], sizes[3]};
     const Window window{sizes[5],  sizes[6],  sizes[7],  sizes[8],  sizes[9],
                         sizes[10], sizes[11], sizes[12], sizes[13], sizes[14]};
-    const Int8Weights int8{weights, window.rows * window.columns * picture.channels};
+    const Int8Weights int8{weights, window.rows * window.columns * pictures.channels};
     const Int4Weights int4{weights, multipliers, sizes[4], sizes[15], sizes[16]};
     const Scales scales{scale, zero_point, weight_scale, column_sums, bias};
     const auto run = [&](auto type, const auto& right) {
         using Type = decltype(type);
-        convolve<Type>(picture, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
+        convolve<Type>(pictures, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
     };
     const bool to_bfloat16 = x && is_bfloat16;
     if (multipliers)

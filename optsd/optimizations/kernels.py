@@ -165,7 +165,6 @@ KNOWN_OPERATORS = (
     "aten::_scaled_dot_product_attention_math",
     "aten::softmax",
     "optsd::quantized_layer",
-    "onednn::qlinear_pointwise",
     "optsd::int8_conv2d",
     "aten::_int_mm",
 )

@@ -64,6 +64,8 @@ class FusedResnetBlock(ResnetBlock2D):
             and temb is not None
             and self.time_emb_proj is not None
             and all(type(norm) is nn.GroupNorm and norm.affine for norm in (self.norm1, self.norm2))
+            # weights that are offloaded lie elsewhere until the norm itself is called
+            and all(norm.weight.device == input_tensor.device for norm in (self.norm1, self.norm2))
             and type(self.nonlinearity) is nn.SiLU
         )
         if not is_plain or input_tensor.device.type != "cpu" or input_tensor.dtype != torch.bfloat16:
