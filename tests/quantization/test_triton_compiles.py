@@ -85,7 +85,8 @@ def spilled(ptx: str, architecture: int, folder: Path) -> int:
     file, knobs = folder / "kernel.ptx", triton.knobs.nvidia
     file.write_text(ptx)
     tool = (knobs.ptxas_blackwell if architecture >= 100 else knobs.ptxas).path
-    command = [tool, "-v", f"--gpu-name=sm_{architecture}a", file, "-o", folder / "kernel.o"]
+    (target,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
+    command = [tool, "-v", f"--gpu-name={target}", file, "-o", folder / "kernel.o"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(each) for each in re.findall(r"(\d+) bytes spill (?:stores|loads)", told))
 
