@@ -38,7 +38,8 @@ class Part(Protocol):
 
     It passes the call on, or gives `call(…, instead_of_forward=function)`: hooks and the parts behind it then meet the
     call as ever, and `function(module, …)` computes what `forward` would. Where it has `converting`, that stands before
-    what `module.to(…)` does; where it has `copying`, that is asked before the module is copied or pickled.
+    what `module.to(…)` does; where it has `copying`, that is asked before the module is copied or pickled. Where it is
+    `replayable`, what it does in one step holds for the next (`optimizations/graph.py`).
     """
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any: ...

@@ -22,7 +22,7 @@ class Stage(IntEnum):
     STRUCTURE = 0  # how the modules' weights lie: joined projections
     WEIGHTS = 1  # what the modules compute with: int8, int4
     ATTENTION = 2  # how attention is computed: eager, sdpa, flash
-    EXECUTION = 3  # how what is computed is run: compile
+    EXECUTION = 3  # how what is computed is run: compile, graph
     REUSE = 4  # what is not computed, or not again: kvcache, deepcache, tome
     RUNTIME = 5  # how a call is divided: slices, retries with a smaller batch
 

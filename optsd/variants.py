@@ -25,6 +25,7 @@ TECHNIQUES: dict[str, str] = {
     "taylorseer": "optsd.optimizations.step_caches:TaylorSeer",
     "pab": "optsd.optimizations.step_caches:Broadcast",
     "compile": "optsd.optimizations.compile:Compile",
+    "graph": "optsd.optimizations.graph:Graph",
     "int8": "optsd.optimizations.quantize:Int8",
     "int4": "optsd.optimizations.quantize:Int4",
     "int8-bnb": "optsd.optimizations.peers:Int8Bnb",

@@ -50,9 +50,15 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
     Raises Unsupported, naming it, for an operation that has no shape rule or whose result depends on values.
     """
     technique = against_eager(variant)
-    if any(step.slot == "compilation" for step in technique.steps):
+    executed = next((step.name for step in technique.steps if step.slot == "execution"), "")
+    if executed == "compile":
         raise Unsupported(
             f"{variant} cannot be estimated: what its compiler fuses is decided when it runs", "leave compile out"
+        )
+    if executed:
+        raise Unsupported(
+            f"{variant} cannot be estimated: it computes the same, and how long launches take is not counted",
+            f"leave {executed} out",
         )
     tracer = Tracer(device.kind, device.granularity, fake=True)
     kernels.choose(torch.device("cpu"), bits=4)  # tries the CPU's arithmetic, once in a process: with real numbers

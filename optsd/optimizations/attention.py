@@ -102,6 +102,8 @@ class Attend:
     `scaled_dot_product_attention` goes to the technique's kernel. What it computes otherwise is left to it and counted.
     """
 
+    replayable = True
+
     def __init__(self, plain: Callable[..., Tensor], kernel: "One | FirstOf") -> None:
         self.plain, self.kernel, self.left, self.served = plain, kernel, Tally(), Tally()
 

@@ -24,7 +24,7 @@ class Compile:
     name: str = "compile"
     exact: bool = True
     stage: Stage = Stage.EXECUTION
-    slot: str = "compilation"
+    slot: str = "execution"
 
     def check(self, pipe: Pipeline) -> None:
         device = anatomy.device(anatomy.denoiser(pipe))

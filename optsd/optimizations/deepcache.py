@@ -103,8 +103,8 @@ class _Deep:
         )
         with self.turn.lock:
             run = self._run(sample, timestep, text)
-            self.features = run.features
             self.reuses = run.index % self.every > 0 and run.features is not None
+            self.features = run.features if self.reuses else None
             try:
                 output = call(*args, **kwargs)
                 self.tally.add("shallow" if self.reuses else "whole")
@@ -112,6 +112,10 @@ class _Deep:
             finally:
                 self.reuses, self.features = False, None
         return output
+
+    def kind(self, text: Tensor | None) -> bool:
+        """Which of the two kinds of step this is, for `graph`."""
+        return self.reuses
 
     def _run(self, sample: Tensor, timestep: Any, text: Tensor) -> _Run:
         """The run that these latents continue, moved to this step, or a new one."""
@@ -146,6 +150,8 @@ def likeness(before: Tensor, after: Tensor) -> float:
 class _Down:
     """Before a down block: a shallow step hands on its input, and zeros in place of its skip connections."""
 
+    replayable = True  # `_Deep.kind` tells
+
     def __init__(self, deep: _Deep) -> None:
         self.deep = deep
 
@@ -161,6 +167,8 @@ class _Down:
 class _Skipped:
     """Before a block that a shallow step leaves out. A zero, as a ControlNet may add to it."""
 
+    replayable = True  # `_Deep.kind` tells
+
     def __init__(self, deep: _Deep) -> None:
         self.deep = deep
 
@@ -173,6 +181,8 @@ class _Skipped:
 
 class _LastUp:
     """Before the last up block: whole steps keep what enters its last layer, shallow steps run that layer only."""
+
+    replayable = True  # `_Deep.kind` tells
 
     def __init__(self, deep: _Deep) -> None:
         self.deep = deep
@@ -213,6 +223,8 @@ class _LastUp:
 
 class _LastLayer:
     """Before the last layer's ResNet block, whose input is the kept features beside the first convolution's output."""
+
+    replayable = True  # `_Deep.kind` tells
 
     def __init__(self, deep: _Deep, skipped: int) -> None:
         self.deep, self.skipped = deep, skipped

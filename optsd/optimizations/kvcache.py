@@ -59,6 +59,9 @@ class Texts:
     Others may have put new ones there since the last prompt, as diffusers does when it fuses projections.
     """
 
+    keeps_text = True  # the tensor itself is the key: `graph` must not put another one in its place
+    features: Tensor | None = None
+
     def __init__(self, root: nn.Module, attentions: list[str]) -> None:
         self.root, self.attentions = root, attentions
         self.cached, self.prompt = CachedText(), LastPrompt()
@@ -67,6 +70,12 @@ class Texts:
         if self.prompt.is_new(anatomy.argument(call.module, anatomy.TEXT, args, kwargs)):
             self.cover()
         return call(*args, **kwargs)
+
+    def kind(self, text: Tensor | None) -> Any:
+        """For `graph`: a step is recorded anew for each text, which the recording keeps alive."""
+        if text is None or text.is_inference():  # whose changes in place nothing counts
+            return object()
+        return id(text), text._version
 
     def layers(self) -> dict[str, nn.Module]:
         """The layers that read the text now, by place; of an adapted one, the layer inside the adapters."""
@@ -105,6 +114,8 @@ class CachedText:
     Names, weights and `state_dict` stay what they were, and any layer (quantized, with a LoRA around it) and any
     attention processor can be used. Of an adapted layer the layer itself is cached; the adapter computes in every step.
     """
+
+    replayable = True  # `Texts.kind` tells
 
     def __init__(self) -> None:
         self.store, self.tally = PerPrompt(), Tally()

@@ -6,7 +6,7 @@ common result after it. The mathematics (`places`, `matching`, `Merge`) stands a
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,6 +104,8 @@ class _Merging:
 class _Merged:
     """Before the calls of a self-attention layer, which gets merged tokens."""
 
+    replayable = True
+
     def __init__(self, merging: _Merging) -> None:
         self.merging = merging
 
@@ -130,11 +132,12 @@ class Places:
     sources: Tensor  # N - D
 
 
-@lru_cache(maxsize=16)
+@cache
 def places(rows: int, columns: int, device: torch.device) -> Places:
     """One destination in every 2×2 cell, at a place that is drawn once for each size.
 
-    Pseudo-random, as a regular grid shows in the picture; the same every time, so that images can be repeated.
+    Pseudo-random, as a regular grid shows in the picture; the same every time, so that images can be repeated. They are
+    never let go: a recorded step reads them where they lie.
     """
     generator = torch.Generator().manual_seed(rows * 65537 + columns)
     place = torch.randint(4, (rows // 2, columns // 2), generator=generator)

@@ -37,7 +37,9 @@ def style_of(variant: str) -> tuple[str, str, bool]:
     parts = variant.split("+")
     colour = next((part[:4] for part in parts if part.startswith(("int8", "int4"))), "")
     if not colour:
-        colour = "other" if any(part.startswith(("deepcache", "tome", "compile")) for part in parts) else "full"
+        colour = (
+            "other" if any(part.startswith(("deepcache", "tome", "compile", "graph")) for part in parts) else "full"
+        )
     marker = next((marker for name, marker in _MARKERS if name in parts), "o")
     return COLOURS[colour], marker, "kvcache" in parts
 

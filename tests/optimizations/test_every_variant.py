@@ -1,7 +1,6 @@
 """What every variant owes: it touches something, proves it, agrees with the baseline or says that it does not, undoes
 or says why not. The variants come from the table in `optsd.variants`, so that a new technique is held to the same."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from replays import EXECUTED, executed_here
 
 from optsd.calls import parts
 from optsd.errors import OptsdError, Unsupported
-from optsd.optimizations.compile import Compile
 from optsd.optimizations.kernels import example_inputs, kernels_seen
 from optsd.optimizations.peers import Peer
 from optsd.optimizations.step_caches import StepCache
@@ -35,12 +34,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "techniques.md"
 
 
 def _ready(name: str) -> Variant:
-    """As a bench builds it, but compiled without inductor: that takes minutes, and has a test of its own."""
+    """As a bench builds it, but compiled without inductor, which has a test of its own, and replayed without a GPU."""
     variant = against_eager(name)
-    steps = (
-        dataclasses.replace(step, backend="eager") if isinstance(step, Compile) else step for step in variant.steps
-    )
-    return Variant(variant.name, tuple(steps))
+    return Variant(variant.name, tuple(map(executed_here, variant.steps)))
 
 
 def _applied(name: str, pipe) -> Patch:
@@ -64,9 +60,9 @@ def _counts(proof: dict) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    # Each technique of ours on every family but for `compile`, which takes seconds to trace one; all else on one.
-    [(name, family) for name in OURS for family in FAMILIES if name != "compile"]
-    + [(name, FAMILIES[0]) for name in ("compile", *PEERS, *COMBINED)],
+    # Each technique of ours on every family but for those that read one first, seconds each; all else on one.
+    [(name, family) for name in OURS for family in FAMILIES if name not in EXECUTED]
+    + [(name, FAMILIES[0]) for name in (*EXECUTED, *PEERS, *COMBINED)],
 )
 def test_a_unet_of_any_family(small_unet, bare, denoise, name, family):
     unet = small_unet(family)
@@ -109,7 +105,7 @@ def test_a_unet_of_any_family(small_unet, bare, denoise, name, family):
         (3, torch.bfloat16, (8, 12), 0.05),
     ],
 )
-@pytest.mark.parametrize("name", [name for name in (*OURS, *COMBINED) if name != "compile"])
+@pytest.mark.parametrize("name", [name for name in (*OURS, *COMBINED) if name not in EXECUTED])
 def test_batches_types_and_sizes(small_unet, bare, denoise, name, batch, dtype, size, tolerance):
     unet = small_unet().to(dtype)
     baseline = against_eager("baseline").apply(bare(unet))
@@ -126,7 +122,7 @@ def test_batches_types_and_sizes(small_unet, bare, denoise, name, batch, dtype, 
         assert _difference(output, denoise(again, batch=4, size=size)) < tolerance
 
 
-@pytest.mark.parametrize("name", [name for name in (*NAMES, *COMBINED) if name != "compile"])
+@pytest.mark.parametrize("name", [name for name in (*NAMES, *COMBINED) if name not in EXECUTED])
 def test_images(untrained, paint, name):
     pipe = untrained()
     against_eager("baseline").apply(pipe)
@@ -169,7 +165,7 @@ def make(small_unet):
 
 def test_every_pair_combines_or_is_refused_by_name(make, bare, denoise):
     """Applies each pair and writes what came of it as a table, which docs/techniques.md must show."""
-    names = [name for name in OURS if name != "compile"]
+    names = [name for name in OURS if name not in EXECUTED]
     pairs = itertools.combinations(names, 2)
     outcomes = {frozenset(pair): _outcome(make, bare, denoise, *pair) for pair in pairs}
     rows = [f"| | {' | '.join(map(_spelled, names))} |", "| --- |" + " --- |" * len(names)]
@@ -181,7 +177,7 @@ def test_every_pair_combines_or_is_refused_by_name(make, bare, denoise):
 
 @pytest.mark.slow
 def test_compile_combines_with_every_other(make, bare, denoise):
-    names = [name for name in OURS if name != "compile"]
+    names = [name for name in OURS if name not in EXECUTED]
     rows = [f"| | {' | '.join(map(_spelled, names))} |", "| --- |" + " --- |" * len(names)]
     outcomes = (_outcome(make, bare, denoise, name, "compile") for name in names)
     _compare_with_document("compile", [*rows, f"| **compile** | {' | '.join(outcomes)} |"])
@@ -199,7 +195,7 @@ NO_NATIVE_LAYERS = KERNELS["native"].refusal(torch.device("cpu"), bits=8, groups
 )
 def test_a_profile_of_one_step_names_each_variants_kernels(small_unet, bare):
     rows = ["| variant | operators in a profile of one step, and their calls |", "| --- | --- |"]
-    for name in (name for name in (*OURS, *COMBINED) if name != "compile"):
+    for name in (name for name in (*OURS, *COMBINED) if name not in EXECUTED):
         unet = small_unet()
         _ready(name).apply(bare(unet))
         seen = kernels_seen(unet, partial(unet, **example_inputs(unet, 2, (8, 8))))

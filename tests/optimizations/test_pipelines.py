@@ -3,18 +3,17 @@
 docs/models.md is made from what is found here.
 """
 
-import dataclasses
 import json
 
 import pytest
 import torch
+from replays import executed_here
 from small_pipelines import CLASSES, draw, make
 
 from optsd import anatomy
 from optsd.calls import parts
 from optsd.errors import NothingMatched, OptsdError, Unsupported
 from optsd.optimizations import quantize
-from optsd.optimizations.compile import Compile
 from optsd.optimizations.peers import Peer
 from optsd.optimizations.quantize import Int8
 from optsd.variants import TECHNIQUES, Variant, against_eager, canonical, parse
@@ -30,12 +29,9 @@ DOCUMENT = "models.md"
 
 
 def _ready(name: str) -> Variant:
-    """As a bench builds it, but compiled without inductor, which takes minutes."""
+    """As a bench builds it, but compiled without inductor, which takes minutes, and replayed without a GPU."""
     variant = against_eager(name)
-    steps = (
-        dataclasses.replace(step, backend="eager") if isinstance(step, Compile) else step for step in variant.steps
-    )
-    return Variant(variant.name, tuple(steps))
+    return Variant(variant.name, tuple(map(executed_here, variant.steps)))
 
 
 def _difference(output: torch.Tensor, expected: torch.Tensor) -> float:
