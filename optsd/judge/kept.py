@@ -46,7 +46,8 @@ def kept(scores: Scores, asked: float, error: float) -> Kept:
     bound = math.log(1 / error)
     low = _last(lambda q: _for_kept(v, b, q) >= bound)
     high = _last(lambda q: _for_lost(v, b, q) < bound)
-    share = float(v.mean() / b.mean()) if b.any() else math.nan
+    # Of a baseline that has nothing right so far nothing could be lost.
+    share = float(v.mean() / b.mean()) if b.any() else (_MOST if v.any() else 1.0)
     return Kept(_status(v, b, asked, bound), share, low, high if high < _MOST else math.inf, len(v))
 
 

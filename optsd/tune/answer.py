@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optsd.errors import BadInput, NotFound
 from optsd.files import parse_json, read_text, write_atomically
@@ -10,6 +10,9 @@ from optsd.judge.expectations import identity, machine_name
 from optsd.measure import environment
 from optsd.records import Workload, dumps
 from optsd.variants import canonical
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 TUNED = "tuned"
 SCHEMA = 1
@@ -54,10 +57,20 @@ def variant_for(model: str, device: str, dtype: str, expected: Path = EXPECTED) 
         if row["model"] == model and dtype in ("auto", row["workload"]["dtype"]):
             now = identity(machine, kind)
             # Where torch is not imported yet it tells no number of threads.
-            if other := next((name for name, was in row["identity"].items() if now[name] not in (was, None)), None):
+            if other := next((name for name, was in row["identity"].items() if now.get(name) not in (was, None)), None):
                 raise BadInput(f"{file} is of {other} {row['identity'][other]}, here it is {now[other]}", remedy)
             return row["variant"]
     raise NotFound(f"{file} has nothing for {model} in {dtype}", remedy)
+
+
+def tuned(model: str, device: Any, dtype: Any) -> "DiffusionPipeline":
+    """The pipeline with the variant that was found, as it was measured. Raises as `variant_for` does."""
+    from optsd import models
+
+    source = models.check(model)
+    place = models.resolve_device(device)
+    name = str(models.resolve_dtype(dtype, place, source)).removeprefix("torch.")
+    return models.build(model, variant_for(source.name, str(place), name), place, name)[0]
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """Every reading of a search, a line of JSON each: what was measured is not measured again, whoever was killed."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ class Journal:
         text = json.dumps([key, value], allow_nan=False)
         try:
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(text + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+                stream.write(text + "\n")  # what a power failure takes of it is measured again
         except OSError as error:
             raise cannot_write(self.file, error) from error
         self._known[json.dumps(key)] = json.loads(text)[1]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from optsd.quality.session import Setting
 from optsd.quality.store import Store
 from optsd.records import Technique, Workload
 from optsd.tune.journal import Journal
-from optsd.tune.search import BASELINE, FIRST_PICTURES, Failed, Scores, TimeUp
+from optsd.tune.search import BASELINE, Failed, Scores, TimeUp, block_of
 from optsd.variants import against_eager
 
 MOST_OBJECTS = 2  # that a prompt of the shipped model asks for
@@ -52,6 +52,9 @@ class Measured:
     _built: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False)
     _took: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
 
+    def trial(self, name: str) -> float:
+        return self._reading("trial", name, 0, lambda: self._try(name))
+
     def ratio(self, name: str, number: int) -> float:
         return self._reading("ratio", name, number, lambda: self._round(name))
 
@@ -76,11 +79,6 @@ class Measured:
             name, self.workload, self.setting.texts[:count], self.weights, self.store, lambda: self._pipe(name)[0]
         )
 
-    @cached_property
-    def block(self) -> int:
-        """Pictures of one reading: whole batches."""
-        return self.workload.batch_size * -(-FIRST_PICTURES // self.workload.batch_size)
-
     def _reading(self, kind: str, name: str, number: int, make: Callable[[], Any]) -> Any:
         """From the journal, or measured if there is time for it. Raises TimeUp, Failed."""
         if (why := self.journal.get(["failed", name])) is not None:
@@ -88,7 +86,8 @@ class Measured:
 
         def measured() -> Any:
             began = time.monotonic()
-            if began + self._took.get((kind, name), 0.0) > self.deadline:
+            alike = [took for (what, _), took in self._took.items() if what == kind]
+            if began + self._took.get((kind, name), min(alike, default=0.0)) > self.deadline:
                 raise TimeUp
             made = make()
             self._took[kind, name] = time.monotonic() - began
@@ -101,23 +100,31 @@ class Measured:
         except Exception as error:  # out of memory, unsupported, a library's own: each is a result
             if name == BASELINE or isinstance(error, BadInput):
                 raise
-            why = error.problem if isinstance(error, OptsdError) else f"{type(error).__name__}: {error}"
-            self.journal.put(["failed", name], why.strip().split("\n")[0][:200])
             self._built.pop(name, None)
-            raise Failed(self.journal.get(["failed", name])) from error
+            if isinstance(error, OptsdError):
+                self.journal.put(["failed", name], error.problem)
+                raise Failed(error.problem) from error
+            # Such as memory that others had taken: the next call tries again.
+            raise Failed(f"{type(error).__name__}: {error}".strip().split("\n")[0][:200]) from error
+
+    def _try(self, name: str) -> float:
+        """The lesser of two readings each: a burst of others' work must not end what is as fast as the baseline."""
+        theirs, ours = (min(self._seconds(each, steps=1) for _ in range(2)) for each in (BASELINE, name))
+        return ours / theirs
 
     def _round(self, name: str) -> float:
-        both = [self._pipe(each)[0] for each in (BASELINE, name)]
-
-        def run(pipe: Any) -> float:
-            return seconds(lambda: run_batch(pipe, self.workload, self._prompts), pipe.device)
-
-        theirs, ours = (partial(run, pipe) for pipe in both)
+        self._pipe(name)  # built before the clock starts
+        theirs, ours = (partial(self._seconds, each, self.workload.steps) for each in (BASELINE, name))
         return in_turn(theirs, ours, lambda ratios: True, budget_s=0.0).ratios[0]
+
+    def _seconds(self, name: str, steps: int) -> float:
+        pipe, work = self._pipe(name)[0], replace(self.workload, steps=steps)
+        return seconds(lambda: run_batch(pipe, work, self._prompts), pipe.device)
 
     def _look(self, name: str, number: int) -> dict[str, Scores]:
         """The scores of one block, candidate's and baseline's."""
-        first, last = number * self.block, (number + 1) * self.block
+        block = block_of(self.workload.batch_size)
+        first, last = number * block, (number + 1) * block
         texts = self.setting.texts[first:last]
         theirs, ours = (self._part(each, first, last) for each in (BASELINE, name))
         found: dict[str, Scores] = {}
@@ -139,7 +146,7 @@ class Measured:
             self.say(f"{name}: loading")
             fix_seeds()
             pipe, patch = models.build(self.model, name, self.device, self.workload.dtype)
-            warm = Workload(**{**vars(self.workload), "steps": 1})
+            warm = replace(self.workload, steps=1)
             check_pictures(run_batch(pipe, warm, self._prompts, output_type="np"), name)
             self._built[name] = pipe, patch
         return self._built[name]
@@ -192,3 +199,6 @@ SCORES: dict[str, Callable[[Readings, Pictures, Pictures, Sequence[str]], tuple[
     "ssim": _ssim,
 }
 """The score of each picture, from 0 to 1: the candidate's, and the baseline's."""
+
+READ = {"objects_right": "features", "clip": "agreement", "lpips": "distances"}
+"""What networks read for a score; nothing for the others."""

@@ -17,11 +17,11 @@ from optsd.records import Technique, Workload
 from optsd.tune import answer, candidates
 from optsd.tune.journal import Journal
 from optsd.tune.request import Request
-from optsd.tune.search import BASELINE, Ask, Candidate, Search
+from optsd.tune.search import BASELINE, Ask, Candidate, Search, block_of
 from optsd.variants import canonical
 
-SMALLEST = 1000
-"""Prompts that a search may draw from, where nothing says how many there are."""
+PROMPTS = 1000
+"""How many the standard set has."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def search(request: Request) -> Found:
     from optsd.quality.generate import code_version, fingerprint
     from optsd.quality.session import setting
     from optsd.quality.store import Store, hash_of
-    from optsd.tune.measured import Measured
+    from optsd.tune.measured import READ, Measured
 
     say = request.say
     say(f"loading {source.name}")
@@ -86,7 +86,11 @@ def search(request: Request) -> Found:
     why_not = candidates.first_of(candidates.checked(pipe), *([bounded] if sheet else []))
     offered = candidates.candidates(names, request.allow, why_not)
     del pipe
-    images, prompts = _images(request, source.name, Ask(demands), offered)
+    images = _images(request, Ask(demands), offered, block_of(workload.batch_size))
+    judged = setting(workload, images, store=store)
+    for one in demands:
+        if one.metric in READ:
+            judged.networks.made_by(READ[one.metric])  # weights that are missing are said to be so now
     journal = Journal(folder / "journal.jsonl", known)
     try:
         bench = Measured(
@@ -94,14 +98,13 @@ def search(request: Request) -> Found:
             str(device),
             workload,
             tuple(one.metric for one in demands),
-            setting(workload, prompts, store=store),
+            judged,
             weights,
             store,
             journal,
             began + request.time_budget_s,
             say,
         )
-        images -= images % bench.block
         made = Search(request.ask(source, images), offered, bench, candidates.joiner(why_not), say)
         interrupted = False
         try:
@@ -164,14 +167,11 @@ def _workload(request: Request, source: Source, device: Any) -> Workload:
     )
 
 
-def _images(request: Request, model: str, ask: Ask, offered: list[Candidate]) -> tuple[int, int]:
-    """Pictures of a candidate at most, and the prompts that are read.
-
-    By default so many that one whose pictures differ a little can be shown to keep what was asked.
-    """
-    probe = Search(ask, offered, bench=None)  # type: ignore[arg-type]
-    images = request.images or 2 * probe.fewest_pictures
-    return images, min(max(images, 2), SMALLEST)
+def _images(request: Request, ask: Ask, offered: list[Candidate], block: int) -> int:
+    """Pictures of a candidate at most: so many that one that loses a little can be shown to keep what was asked."""
+    fewest = Search(ask, offered, bench=None).fewest_pictures  # type: ignore[arg-type]
+    images = min(request.images or 2 * fewest, PROMPTS)
+    return max(images - images % block, block)
 
 
 def _data_sheet(machine: dict[str, Any], device: str) -> str:

@@ -27,15 +27,21 @@ ERROR = 0.05
 """The search makes a claim that is false with at most this probability."""
 COMBINATIONS = 4
 """How many combinations of techniques that did well alone are tried beside them."""
-FIRST_ROUNDS, FIRST_PICTURES = 4, 8
+FIRST_ROUNDS, FIRST_PICTURES = 3, 8
 """Of every candidate; then twice the rounds and four times the pictures of those that are left, and so on."""
 HOPELESS = 3.0
-"""A round that takes so many times the baseline's is the candidate's last: it would eat the time of all others."""
+"""A candidate of which a single step takes so many times the baseline's is not timed: it would eat all others' time."""
 SAME = 0.05
-"""A candidate whose gain or loss of time is proved to be less than this is not followed any further."""
+"""A candidate whose gain or loss of time is proved to be less than this is not followed any further; one that seems to
+gain no more is not combined with others."""
 
 BASELINE = "baseline"
 Goal = Literal["speed", "memory"]
+
+
+def block_of(batch_size: int) -> int:
+    """Pictures that are read at a time: whole batches."""
+    return batch_size * -(-FIRST_PICTURES // batch_size)
 
 
 class TimeUp(Exception):
@@ -77,6 +83,9 @@ class Candidate:
 class Bench(Protocol):
     """Who measures. Each raises TimeUp, and Failed for a candidate that cannot be measured."""
 
+    def trial(self, name: str) -> float:
+        """The seconds of a single step ÷ those of the baseline's: a rough one."""
+
     def ratio(self, name: str, number: int) -> float:
         """The seconds of a candidate ÷ those of the baseline, in round `number`, both run in an order of chance."""
 
@@ -94,6 +103,7 @@ class Known:
     candidate: Candidate
     ask: Ask
     error: float  # of one claim
+    trial: float | None = None
     ratios: list[float] = field(default_factory=list)
     scores: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     blocks: int = 0  # of pictures
@@ -104,7 +114,7 @@ class Known:
 
     def _once(self, what: str, make: Callable[[], Any]) -> Any:
         """What follows from the readings is asked for far more often than there are new ones."""
-        readings = len(self.ratios), self.blocks, self.peak, self.failed
+        readings = self.trial, len(self.ratios), self.blocks, self.peak, self.failed
         if self._said.get(what, (None,))[0] != readings:
             self._said[what] = readings, make()
         return self._said[what][1]
@@ -192,7 +202,7 @@ class Known:
 
     @property
     def is_hopeless(self) -> bool:
-        return any(ratio > HOPELESS for ratio in self.ratios[:1])
+        return self.trial is not None and self.trial > HOPELESS
 
     @property
     def _too_large(self) -> str:
@@ -202,7 +212,7 @@ class Known:
     @property
     def _too_slow(self) -> str:
         if self.is_hopeless:
-            return f"its first round took more than {HOPELESS:g} times the baseline's"
+            return f"a step takes {self.trial:.2g} times the baseline's"
         if len(self.ratios) >= FIRST_ROUNDS and min(self.ratios) >= 1:
             return f"slower in each of {len(self.ratios)} rounds"
         said = sequential.decide(self.ratios, SAME)
@@ -232,7 +242,8 @@ class Search:
     @cached_property
     def error(self) -> float:
         """Of one claim: a candidate claims a gain, and a share kept of every metric that is asked for."""
-        return ERROR / ((len(self.candidates) + COMBINATIONS) * (1 + len(self.ask.demands)))
+        measured = sum(not one.why_not for one in self.candidates) + COMBINATIONS
+        return ERROR / (measured * (1 + len(self.ask.demands)))
 
     def run(self) -> None:
         """Go on until the answer is clear or the time is up; `complete` says which."""
@@ -273,13 +284,13 @@ class Search:
     def _advance(self, some: list[Known], rung: int) -> None:
         """Bring each up to the rung: its memory first, as one reading decides; then rounds; then pictures."""
         steps: tuple[Callable[[Known, int], None], ...] = (self._weigh, self._time, self._look)
-        for step in steps:
-            for one in some:
-                if not one.out:
-                    try:
+        for one in some:  # all of one's at a time, as it is built for them
+            try:
+                for step in steps:
+                    if not one.out:
                         step(one, rung)
-                    except Failed as failure:
-                        one.failed = str(failure)
+            except Failed as failure:
+                one.failed = str(failure)
 
     def _weigh(self, one: Known, rung: int) -> None:
         if one.peak is None and (self.ask.memory is not None or self.ask.goal == "memory"):
@@ -290,7 +301,12 @@ class Search:
     def _time(self, one: Known, rung: int) -> None:
         # What is to be small need not be fast: then its speed is told, and not proved.
         most = FIRST_ROUNDS if self.ask.goal == "memory" else min(FIRST_ROUNDS << rung, self.ask.rounds)
-        while len(one.ratios) < most and not one.out and not one.is_hopeless:
+        if one.trial is None:
+            self.say(f"{one.name}: a step")
+            one.trial = self.bench.trial(one.name)
+        if one.is_hopeless:
+            most = 1
+        while len(one.ratios) < most and not one.out:
             self.say(f"{one.name}: round {len(one.ratios) + 1} of {most}")
             one.ratios.append(self.bench.ratio(one.name, len(one.ratios)))
 
@@ -307,7 +323,7 @@ class Search:
 
     def _joined(self) -> list[Candidate]:
         """The most promising combinations of what may still win: gains are taken to multiply, losses to add up."""
-        alone = [one for one in self._open() if one.seems_kept]
+        alone = [one for one in self._open() if one.seems_kept and one.value > 1 + SAME]
         found: dict[str, tuple[float, Candidate]] = {}
         for size in (2, 3, 4):
             for parts in combinations(alone, size):

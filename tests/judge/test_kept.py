@@ -67,6 +67,11 @@ def test_status_and_interval_say_the_same(pictures, asked) -> None:
         assert found.high <= asked + 1e-6
 
 
+def test_a_baseline_that_has_nothing_right_proves_nothing() -> None:
+    found = kept([(0.0, 0.0)] * 500, 0.95, ERROR)
+    assert (found.status, found.share) == ("insufficient data", 1.0)
+
+
 @pytest.mark.parametrize("wrong", [[(1.5, 1.0)], [(0.5, -0.1)], [(float("nan"), 1.0)]])
 def test_what_is_no_score(wrong) -> None:
     with pytest.raises(BadInput, match="not between 0 and 1"):
