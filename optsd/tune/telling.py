@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from optsd.errors import Unsupported
 from optsd.files import write_atomically
 from optsd.judge.expectations import machine_name
 from optsd.metrics import metric
@@ -167,7 +166,11 @@ def _recipe(found: Found, name: str) -> Iterator[str]:
 def results(found: Found) -> Results:
     """The figures as every run of this project has them."""
     made = found.search
-    rows: list[Measurement] = [Measurement(BASELINE, "speedup", "×", 1.0, note="by definition")]
+    known = ["speedup", *(shown(one) for one in made.ask.demands)]
+    rows = [
+        Measurement(BASELINE, name, metric(name).unit, 0.0 if name == "lpips" else 1.0, note="by definition")
+        for name in known
+    ]
     for one in made.known.values():
         rows += _measurements(one)
     best = made.winner
@@ -191,27 +194,39 @@ def _measurements(one: Known) -> Iterator[Measurement]:
     if one.ratios:
         low, high = one.speed_bounds()
         samples = tuple(1 / ratio for ratio in one.ratios)
-        yield Measurement(one.name, "speedup", "×", one.speedup, low, min(high, 1e3), samples, note)
+        yield Measurement(one.name, "speedup", "×", one.speedup, *_finite(low, high), samples, note)
     if one.peak:
         yield Measurement(one.name, "peak_memory_bytes", "B", one.peak)
     for demand in one.ask.demands:
         kept = one.kept(demand)
         if not kept.pictures:
             continue
-        if demand.metric in ("lpips", "ssim"):
-            turned = demand.metric == "lpips"
-            value, low, high = (1 - x if turned else x for x in (kept.share, kept.low, min(kept.high, 1.0)))
-            low, high = min(low, high), max(low, high)
-            yield Measurement(one.name, demand.metric, metric(demand.metric).unit, value, low, high, note=note)
+        bounds = _finite(kept.low, kept.high)
+        if demand.metric == "lpips":
+            low, high = (None if bound is None else 1 - bound for bound in reversed(bounds))
+            yield Measurement(one.name, "lpips", metric("lpips").unit, 1 - kept.share, low, high, note=note)
         else:
-            name = f"{demand.metric}_retention"
-            yield Measurement(one.name, name, "fraction", kept.share, kept.low, min(kept.high, 4.0), note=note)
+            name = shown(demand)
+            yield Measurement(one.name, name, metric(name).unit, kept.share, *bounds, note=note)
+
+
+def _finite(low: float, high: float) -> tuple[float, float] | tuple[None, None]:
+    """An interval that is open at one side is none that could be drawn."""
+    return (low, high) if low > 0 and not math.isinf(high) else (None, None)
+
+
+def shown(demand: Demand) -> str:
+    """The metric under which the share that is kept is recorded."""
+    return demand.metric if demand.metric in ("lpips", "ssim") else f"{demand.metric}_retention"
 
 
 def write(found: Found, bench: "Measured") -> None:
     """results.json, its report, the front as plots/front.svg and .png, and the winner's worst pictures in one sheet."""
+    import matplotlib as mpl
+
     from optsd import report
     from optsd.report import plots, runs
+    from optsd.report.drawing import STYLE
     from optsd.report.tradeoffs import trade
 
     folder, made = found.folder, results(found)
@@ -219,16 +234,11 @@ def write(found: Found, bench: "Measured") -> None:
     if best is not None and best.pictures:
         made = replace(made, images=_worst(found, best, bench))
     write_atomically(folder / "results.json", made.to_json())
-    try:
-        report.write(made, folder)
-    except Unsupported as error:
-        found.request.say(str(error))
-        return
-    shown = {"objects_right": "objects_right_retention", "clip": "clip_retention"}
-    for one in found.search.ask.demands[:1]:
-        drawing = trade(runs.prepare(made), "speedup", shown.get(one.metric, one.metric), "front")
-        if drawing is not None:
-            plots.save([replace(drawing, name="front")], folder / "plots")
+    report.write(made, folder)
+    with mpl.rc_context(STYLE):
+        drawing = trade(runs.prepare(made), "speedup", shown(found.search.ask.demands[0]), "speed")
+    if drawing is not None:
+        plots.save([replace(drawing, name="front")], folder / "plots")
 
 
 def _worst(found: Found, best: Known, bench: "Measured") -> tuple[dict, ...]:
