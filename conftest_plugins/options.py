@@ -11,7 +11,6 @@ from optsd import models, subjects, workloads
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate.devices import DEVICES, find
 from optsd.files import check_writable
-from optsd.measure.environment import gpus
 from optsd.records import Workload
 from optsd.report import folders
 from optsd.subjects import Subject
@@ -131,7 +130,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if not option("--subject-timeout") > 0:
             raise BadInput(f"--subject-timeout {option('--subject-timeout'):g} is no time", "give seconds above 0")
         config.stash[SUBJECTS] = subjects.parse_all(option("--subject"), config.invocation_params.dir)
-        config.stash[VARIANTS] = (*_variants(_without_tuned(config)), *config.stash[SUBJECTS])
+        expected = config.rootpath / option("--expected")
+        given = answer.resolved(option("--variant"), option("--model"), option("--device"), option("--dtype"), expected)
+        config.stash[VARIANTS] = (*_variants(given), *config.stash[SUBJECTS])
         config.stash[OUTPUT] = _output(config)
         _check_device_name(option("--device"))
         workloads.dtype_name(option("--dtype"))
@@ -296,21 +297,6 @@ def estimated_device(config: pytest.Config) -> str:
     """`a100` for `--device estimate:a100`; empty where something is to be run."""
     kind, _, name = config.getoption("--device").partition(":")
     return find(name).name if kind == "estimate" else ""
-
-
-def _without_tuned(config: pytest.Config) -> list[str] | None:
-    """What `--variant` says, with the variant that `optsd tune` has found here in place of `tuned`."""
-    given, device = config.getoption("--variant"), config.getoption("--device")
-    names = [name.strip() for group in given or () for name in group.split(",")]
-    if answer.TUNED not in names:
-        return given
-    if device.startswith("estimate"):
-        raise BadInput("tuned is what was found on a machine, and an estimate has none", "name the variant itself")
-    source, dtype = models.check(config.getoption("--model")), workloads.dtype_name(config.getoption("--dtype"))
-    if device == "auto":  # without torch, which knows best: as a machine's file is called
-        device = "cuda" if gpus() else "cpu"
-    found = answer.variant_for(source.name, device, dtype, config.rootpath / config.getoption("--expected"))
-    return [found if name == answer.TUNED else name for name in names]
 
 
 def _variants(given: list[str] | None) -> tuple[str, ...]:

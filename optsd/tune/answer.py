@@ -1,15 +1,18 @@
 """The answers of searches, `expected/tuned/<machine>.json`, and what `tuned` means here. Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optsd import models
 from optsd.errors import BadInput, NotFound
 from optsd.files import parse_json, read_text, write_atomically
 from optsd.judge.expectations import identity, machine_name
 from optsd.measure import environment
 from optsd.records import Workload, dumps
 from optsd.variants import canonical
+from optsd.workloads import device_name, dtype_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -63,10 +66,24 @@ def variant_for(model: str, device: str, dtype: str, expected: Path = EXPECTED) 
     raise NotFound(f"{file} has nothing for {model} in {dtype}", remedy)
 
 
+def resolved(
+    given: Sequence[str] | None, model: str, device: str, dtype: str, expected: Path = EXPECTED
+) -> list[str] | None:
+    """What `--variant` says, with the variant that was found here in place of `tuned`. Raises as `variant_for` does."""
+    names = [name.strip() for group in given or () for name in group.split(",")]
+    if TUNED not in names:
+        return None if given is None else list(given)
+    if device.startswith("estimate"):
+        raise BadInput("tuned is what was found on a machine, and an estimate has none", "name the variant itself")
+    place = device_name(device)
+    if place == "auto":  # without torch, which the benches do not import so early: as the machine's file is called
+        place = "cuda" if environment.gpus() else "cpu"
+    found = variant_for(models.check(model).name, place, dtype_name(dtype), expected)
+    return [found if name == TUNED else name for name in names]
+
+
 def tuned(model: str, device: Any, dtype: Any) -> "DiffusionPipeline":
     """The pipeline with the variant that was found, as it was measured. Raises as `variant_for` does."""
-    from optsd import models
-
     source = models.check(model)
     place = models.resolve_device(device)
     name = str(models.resolve_dtype(dtype, place, source)).removeprefix("torch.")

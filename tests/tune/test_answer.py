@@ -2,12 +2,10 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import optsd
-from conftest_plugins import options
 from optsd.errors import BadInput, NotFound
 from optsd.records import Workload
 from optsd.tune import answer
@@ -103,19 +101,19 @@ def test_load_builds_it_as_it_was_measured(tmp_path: Path, monkeypatch) -> None:
     assert (model, variant, str(device), dtype) == ("shapes", "deepcache:3", "cpu", "float32")
 
 
-def config(tmp_path: Path, **given) -> SimpleNamespace:
-    values = {"variant": None, "model": "shapes", "device": "cpu", "dtype": "auto", "expected": "expected"}
-    values |= given
-    return SimpleNamespace(getoption=lambda name: values[name.removeprefix("--")], rootpath=tmp_path)
+def test_commands_and_benches_know_it(tmp_path: Path) -> None:
+    def resolved(given, device="cpu", model="shapes", folder=tmp_path / "expected"):
+        return answer.resolved(given, model, device, "auto", folder)
 
-
-def test_the_benches_know_it(tmp_path: Path) -> None:
     found(tmp_path / "expected")
-    assert options._without_tuned(config(tmp_path)) is None
-    assert options._without_tuned(config(tmp_path, variant=["int8"])) == ["int8"]
-    given = options._without_tuned(config(tmp_path, variant=["int8, tuned"]))
-    assert options._variants(given) == ("baseline", "int8", "sdpa+deepcache:3")
+    assert resolved(None) is None
+    assert resolved(["int8"]) == ["int8"]
+    assert resolved(["int8, tuned"]) == ["int8", "sdpa+deepcache:3"]
     with pytest.raises(BadInput, match="an estimate has none"):
-        options._without_tuned(config(tmp_path, variant=["tuned"], device="estimate:a100"))
+        resolved(["tuned"], "estimate:a100")
+    with pytest.raises(BadInput, match="unknown device"):
+        resolved(["tuned"], "gpu")
+    with pytest.raises(NotFound, match="no model 'nosuch'"):
+        resolved(["tuned"], model="nosuch")
     with pytest.raises(NotFound, match="nothing was tuned"):
-        options._without_tuned(config(tmp_path / "elsewhere", variant=["tuned"]))
+        resolved(["tuned"], folder=tmp_path / "elsewhere")
