@@ -15,6 +15,7 @@ from optsd.files import check_writable
 from optsd.records import Workload
 from optsd.report import folders
 from optsd.subjects import Subject
+from optsd.tune import answer
 from optsd.variants import GUIDE_VARIANTS, chosen
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--variant",
         action="append",
         metavar="NAME[,NAME]",
-        help=f"bench these and the baseline; join techniques with + (default: {', '.join(GUIDE_VARIANTS)})",
+        help="bench these and the baseline; join techniques with +; tuned is what optsd tune has found here (default: "
+        f"{', '.join(GUIDE_VARIANTS)})",
     )
     group.addoption(
         "--subject",
@@ -135,7 +137,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if not option("--subject-timeout") > 0:
             raise BadInput(f"--subject-timeout {option('--subject-timeout'):g} is no time", "give seconds above 0")
         config.stash[SUBJECTS] = subjects.parse_all(option("--subject"), config.invocation_params.dir)
-        config.stash[VARIANTS] = (*_variants(option("--variant")), *config.stash[SUBJECTS])
+        expected = config.rootpath / option("--expected")
+        given = answer.resolved(option("--variant"), option("--model"), option("--device"), option("--dtype"), expected)
+        config.stash[VARIANTS] = (*_variants(given), *config.stash[SUBJECTS])
         config.stash[OUTPUT] = _output(config)
         _check_device_name(option("--device"))
         workloads.dtype_name(option("--dtype"))

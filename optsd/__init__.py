@@ -27,16 +27,27 @@ def load(
     dtype: "str | torch.dtype" = "auto",
     *,
     torch_dtype: "str | torch.dtype | None" = None,
+    variant: str = "",
 ) -> "DiffusionPipeline":
     """A diffusers pipeline by name: `shapes`, `sd15`, `sdxl-random`, a folder, a .safetensors checkpoint, or a hub id.
 
     It is of the class that the model names. `device`: auto, cpu, cuda or cuda:N, or a `torch.device`. `dtype`: auto
     (float16 on CUDA, else float32), float32, float16, bfloat16, or a `torch.dtype`; `torch_dtype`, as diffusers once
-    called it, is the same. Raises NotFound or BadInput, with the remedy, before anything large is read.
+    called it, is the same. `variant`: applied to it as by `apply`; `tuned` is the one that `optsd tune` has found for
+    this model on this machine, in the folder `expected/tuned`. Raises NotFound or BadInput, with the remedy, before
+    anything large is read.
     """
     from optsd.models import load
 
-    return load(fspath(model), device, dtype if torch_dtype is None else torch_dtype)
+    number_type = dtype if torch_dtype is None else torch_dtype
+    if variant == "tuned":
+        from optsd.tune.answer import tuned
+
+        return tuned(fspath(model), device, number_type)
+    pipe = load(fspath(model), device, number_type)
+    if variant:
+        apply(pipe, variant)
+    return pipe
 
 
 def apply(pipe: "DiffusionPipeline", variant: str) -> "Patch":

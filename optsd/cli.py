@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": ("optsd.benching", "run the benches, in any project"),
     "init": ("optsd.init", "write what a repository needs to be benched and gated"),
     "compare": ("optsd.compare", "judge two finished runs"),
+    "tune": ("optsd.tune.command", "the best variant for this machine, this model and this much quality"),
     "diverge": ("optsd.diverge", "where two variants first part by more than rounding"),
     "report": ("optsd.report.command", "write the report of a results.json again"),
     "coco": ("optsd.data.coco", "fetch and verify COCO's captions, make the standard prompts"),

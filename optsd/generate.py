@@ -7,6 +7,7 @@ from pathlib import Path
 from optsd import models, workloads
 from optsd.files import check_writable, write_atomically
 from optsd.records import Workload
+from optsd.tune import answer
 from optsd.variants import chosen
 
 _EXAMPLES = """examples:
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
         "--variant",
         action="append",
         metavar="NAME[,NAME]",
-        help="draw with each of these, a folder each where there are several; join techniques with + (default: sdpa)",
+        help="draw with each of these, a folder each where there are several; join techniques with +; tuned is what "
+        "optsd tune has found here (default: sdpa)",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -37,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("pictures"), help="folder (default: %(default)s)")
     given = parser.parse_args(arguments)
 
-    names = chosen(given.variant, ["sdpa"])
+    names = chosen(answer.resolved(given.variant, given.model, given.device, given.dtype), ["sdpa"])
     source = models.check(given.model)
     preset = workloads.PRESETS[models.default_preset(source.name)]
     width, height = workloads.parse_size(given.size) if given.size else source.size

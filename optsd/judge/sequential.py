@@ -68,9 +68,8 @@ def answer(ratios: Sequence[float], tolerance: float) -> Answer:
     if not ratios:
         return Answer("insufficient data", 0.0, -1.0, math.inf, 0)
     x = np.log(np.asarray(ratios, dtype=float))
-    low, high = _interval(x)
-    status = _status(x, math.log1p(tolerance))
-    return Answer(status, math.expm1(float(np.median(x))), math.expm1(low), _expm1(high), len(x))
+    low, high = interval(ratios)
+    return Answer(_status(x, math.log1p(tolerance)), math.expm1(float(np.median(x))), low - 1, high - 1, len(x))
 
 
 def decide(ratios: Sequence[float], tolerance: float) -> Status:
@@ -92,9 +91,13 @@ def _status(x: "np.ndarray", limit: float) -> Status:
     return "insufficient data"
 
 
-def log_capital(x: "np.ndarray", m: float) -> float:
+def log_capital(x: "np.ndarray", m: float, scales: Sequence[float] = SCALES) -> float:
     """The logarithm of what the bets against "the change is at most m" have become."""
-    return float(log_capitals(x[None, :], m)[0, -1]) if x.size else 0.0
+    import numpy as np
+
+    psi = np.clip((x - m) / np.asarray(scales)[:, None], -1, 1)  # scales × rounds
+    grown = np.log1p(np.multiply.outer(BETS, psi)).sum(axis=-1)  # bets × scales
+    return float(np.logaddexp.reduce(grown, axis=None)) - math.log(grown.size)
 
 
 def log_capitals(x: "np.ndarray", m: float) -> "np.ndarray":
@@ -109,14 +112,20 @@ def log_capitals(x: "np.ndarray", m: float) -> "np.ndarray":
     return total - math.log(len(SCALES) * len(BETS))
 
 
-def _interval(x: "np.ndarray") -> tuple[float, float]:
-    """The changes m against which the capital stays below 1 / RED on both sides: by bisection, as it falls with m."""
-    return -_upper(-x), _upper(x)
+def interval(ratios: Sequence[float], error: float = RED) -> tuple[float, float]:
+    """Bounds of ours ÷ theirs: each is ever beyond the true ratio with probability `error` at most.
+
+    The ratios against which the capital stays below 1 / error on both sides: by bisection, as it falls with m.
+    """
+    import numpy as np
+
+    x = np.log(np.asarray(ratios, dtype=float))
+    return (math.exp(-_upper(-x, error)), _exp(_upper(x, error))) if x.size else (0.0, math.inf)
 
 
-def _upper(x: "np.ndarray") -> float:
+def _upper(x: "np.ndarray", error: float) -> float:
     """The least m at which the bets that the change is below m have not won."""
-    bound = math.log(1 / RED)
+    bound = math.log(1 / error)
     low, high = float(x.min()) - 1.0, float(x.max()) + 1.0
 
     def refuted(m: float) -> bool:
@@ -130,5 +139,5 @@ def _upper(x: "np.ndarray") -> float:
     return high
 
 
-def _expm1(value: float) -> float:
-    return math.expm1(value) if value < 700 else math.inf
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -43,6 +43,7 @@ _MAKES_NO_IMAGES = (
     "report",
     "subjects.py",
     "testing.py",
+    "tune",
 )
 _MAKES_IMAGES_AFTER_ALL = ("measure/seeds.py", "quality/generate.py")
 

@@ -45,10 +45,12 @@ def trade(run: Run, cost: str, quality: str, word: str) -> Drawing | None:
     labels = {}
     for (number, variant, rows), (x, y) in zip(found, points, strict=True):
         colour, marker, hollow = style_of(variant)
-        axes.errorbar(
+        bars = axes.errorbar(
             x, y, xerr=xs.error(rows[0]), yerr=ys.error(rows[1]), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55,
             zorder=2,
-        )[2][0].set_gid(f"part-{number}")  # fmt: skip
+        )[2]  # fmt: skip
+        for bar in bars:  # none where neither figure has an interval
+            bar.set_gid(f"part-{number}")
         axes.plot(
             x, y, marker, markersize=6.5, markeredgecolor=colour, markeredgewidth=1.4, gid=f"point-{number}", zorder=3,
             markerfacecolor=COLOURS["surface"] if hollow else colour,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput
-from optsd.judge.sequential import RED, SAME, answer, decide, log_capitals
+from optsd.judge.sequential import RED, SAME, answer, decide, interval, log_capital, log_capitals
 
 SPREAD = 0.15
 """Robust spread of a round's log-ratio on the busy machine that the recorded readings are of."""
@@ -135,3 +135,16 @@ def test_an_answer_in_words():
 def test_what_is_no_ratio_and_no_tolerance(ratios, tolerance):
     with pytest.raises(BadInput):
         answer(ratios, tolerance)
+
+
+def test_an_interval_of_another_error_rate_and_what_it_is_made_of():
+    x = busy(1, 60, change=0.3, seed=7)[0]
+    ratios = list(np.exp(x))
+    low, high = interval(ratios)
+    wide = interval(ratios, RED / 100)
+    assert wide[0] < low < 1.3 < high < wide[1]
+    found = answer(ratios, 0.05)
+    assert (found.low, found.high) == (low - 1, high - 1)
+    for m in (-0.2, 0.0, 0.1):
+        assert log_capital(x, m) == pytest.approx(log_capitals(x[None], m)[0, -1])
+    assert interval([]) == (0, math.inf)

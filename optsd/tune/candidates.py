@@ -1,0 +1,94 @@
+"""What is tried, and what need not be: the variants, their combinations, and what shows without a measurement."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from optsd.errors import OptsdError
+from optsd.tune.search import Candidate
+from optsd.variants import against_eager, canonical, parse
+
+if TYPE_CHECKING:
+    from optsd.estimate import Estimate
+
+TRIED = (
+    *("sdpa", "flash", "flash-enhanced", "kvcache"),
+    *("deepcache:2", "deepcache:3", "deepcache:5", "tome:0.25", "tome:0.5"),
+    *("fbcache:0.05", "fbcache:0.1", "fbcache:0.2", "taylorseer:2", "taylorseer:3", "pab:2", "pab:3"),
+    *("int8", "int4"),
+)
+"""Exact ones first."""
+ALLOWED = {"compile": "compiling takes minutes"}
+"""What is tried where `--allow` names it, and why not else."""
+
+WhyNot = Callable[[str], str]
+"""What shows of a variant, by its name, without a measurement: why it cannot win; empty where nothing does."""
+
+
+def candidates(names: tuple[str, ...], allowed: tuple[str, ...], why_not: WhyNot) -> list[Candidate]:
+    """Those of these names (default: all that are known), each with what shows without a measurement."""
+    if names:
+        return [_candidate(name, why_not) for name in names]
+    asked = [Candidate(name, True, f"{why}: --allow {name}") for name, why in ALLOWED.items() if name not in allowed]
+    return [*(_candidate(name, why_not) for name in (*TRIED, *allowed)), *asked]
+
+
+def joiner(why_not: WhyNot) -> Callable[[tuple[str, ...]], Candidate | None]:
+    """What makes a candidate of several names."""
+
+    def join(names: tuple[str, ...]) -> Candidate | None:
+        try:
+            name = canonical("+".join(names))
+            parse(name)
+        except OptsdError:  # one slot for two, or one technique with two parameters
+            return None
+        return _candidate(name, why_not)
+
+    return join
+
+
+def checked(pipe: Any) -> WhyNot:
+    """What the techniques themselves say of this pipeline, before anything of it is changed."""
+
+    def why_not(name: str) -> str:
+        try:
+            against_eager(name).check(pipe)
+        except OptsdError as error:
+            return error.problem
+        return ""
+
+    return why_not
+
+
+def bounded(trace: "Callable[[str], Estimate]", memory: int | None, has_rates: bool) -> WhyNot:
+    """What the bounds say: of memory where it is limited, of speed where the device's rates are known.
+
+    Live tensors are less than what a process needs, and what a technique changes is taken to be done perfectly: so what
+    the bounds exclude is excluded, whoever implements it.
+    """
+    from optsd.estimate import bounds
+
+    def why_not(name: str) -> str:
+        try:
+            if memory is not None and (least := trace(name).peak_bytes) > memory:
+                return f"needs {least / 2**20:,.0f} MiB at least"
+            if has_rates:
+                baseline = trace("baseline")
+                most = bounds.speed(bounds.techniques_of(name), baseline, trace("sdpa")).most
+                if most <= 1:
+                    return f"cannot be faster: {most:.2f}× at most"
+        except OptsdError:  # no bound is known
+            return ""
+        return ""
+
+    return why_not
+
+
+def first_of(*some: WhyNot) -> WhyNot:
+    return lambda name: next((why for each in some if (why := each(name))), "")
+
+
+def _candidate(name: str, why_not: WhyNot) -> Candidate:
+    try:
+        return Candidate(canonical(name), parse(name).exact, why_not(name))
+    except OptsdError as error:  # a technique that lacks a library
+        return Candidate(canonical(name), False, error.problem)
