@@ -121,7 +121,7 @@ class OneByOne:
     """Before the calls of a Linear or Conv2d layer: each picture of a batch in a call of its own."""
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Tensor:
-        x = next(iter((*args, *kwargs.values())), None)
+        x: Any = next(iter((*args, *kwargs.values())), None)
         dimensions = 4 if isinstance(call.module, nn.Conv2d) else 2  # with fewer it is no batch
         is_batch = isinstance(x, Tensor) and x.device.type == "cpu" and x.ndim >= dimensions and len(x) > 1
         if not is_batch or len(args) + len(kwargs) > 1:
