@@ -118,12 +118,15 @@ def keep_pictures_apart(module: nn.Module) -> None:
 
 
 class OneByOne:
-    """Before the calls of a layer: each of its first dimension in a call of its own, where there are several."""
+    """Before the calls of a Linear or Conv2d layer: each picture of a batch in a call of its own."""
 
-    def __call__(self, call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if x.device.type != "cpu" or len(x) < 2:
-            return call(x, *args, **kwargs)
-        return torch.cat([call(one, *args, **kwargs) for one in x.split(1)])
+    def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Tensor:
+        x: Any = next(iter((*args, *kwargs.values())), None)
+        dimensions = 4 if isinstance(call.module, nn.Conv2d) else 2  # with fewer it is no batch
+        is_batch = isinstance(x, Tensor) and x.device.type == "cpu" and x.ndim >= dimensions and len(x) > 1
+        if not is_batch or len(args) + len(kwargs) > 1:
+            return call(*args, **kwargs)
+        return torch.cat([call(one) for one in x.split(1)])
 
 
 def keep_others_right(module: nn.Module) -> None:

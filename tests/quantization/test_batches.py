@@ -1,5 +1,6 @@
 """A picture depends on itself alone: not on what else is in its batch, nor on where in it the picture stands."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import optsd
 from optsd.quantization import kernels
+from optsd.quantization.convert import keep_pictures_apart
 from optsd.quantization.layers import quantize_layer
 
 KERNELS_HERE = [name for name, kernel in kernels.KERNELS.items() if not kernel.refusal(torch.device("cpu"), 8, 1)]
@@ -87,3 +89,20 @@ def test_no_row_and_no_picture_looks_at_another(bits, kernel, sizes, magnitudes,
         if not convolves:  # tokens of a picture, and the time's embedding: a row each
             assert torch.equal(layer(x[None].repeat(2, 1, 1)), together[None].repeat(2, 1, 1))
             assert torch.equal(layer(x[0]), together[0])
+
+
+def test_layers_that_stay_in_high_precision_are_called_as_ever() -> None:
+    """With one picture, several, none, or no batch at all; by position and by name."""
+    for layer, shapes in (
+        (nn.Linear(4, 6), [(4,), (1, 4), (3, 4), (3, 2, 4), (0, 4)]),
+        (nn.Conv2d(4, 6, 3), [(4, 5, 5), (1, 4, 5, 5), (3, 4, 5, 5)]),
+    ):
+        apart = copy.deepcopy(layer)
+        keep_pictures_apart(apart)
+        for x in map(torch.randn, shapes):
+            assert torch.allclose(apart(x), layer(x), atol=1e-6)
+            assert torch.allclose(apart(input=x), layer(x), atol=1e-6)
+    seen = []
+    apart.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    apart(torch.randn(3, 4, 5, 5))
+    assert seen == [1, 1, 1]
