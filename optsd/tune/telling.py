@@ -197,25 +197,22 @@ def results(found: Found) -> Results:
 def _measurements(one: Known) -> Iterator[Measurement]:
     note = "the lower bounds of this search hold all together in 95 % of searches, and so do the upper ones"
     if one.ratios:
-        low, high = one.speed_bounds()
+        low, high = _finite(*one.speed_bounds())
         samples = tuple(1 / ratio for ratio in one.ratios)
-        yield Measurement(one.name, "speedup", "×", one.speedup, *_finite(low, high), samples, note)
+        yield Measurement(one.name, "speedup", "×", one.speedup, low, high, samples, note)
     if one.peak:
         yield Measurement(one.name, "peak_memory_bytes", "B", one.peak)
     for demand in one.ask.demands:
-        kept = one.kept(demand)
+        kept, name = one.kept(demand), shown(demand)
         if not kept.pictures:
             continue
-        bounds = _finite(kept.low, kept.high)
-        if demand.metric in DISTANCES:
-            low, high = (None if bound is None else 1 - bound for bound in reversed(bounds))
-            yield Measurement(one.name, demand.metric, metric(demand.metric).unit, 1 - kept.share, low, high, note=note)
-        else:
-            name = shown(demand)
-            yield Measurement(one.name, name, metric(name).unit, kept.share, *bounds, note=note)
+        value, (low, high) = kept.share, _finite(kept.low, kept.high)
+        if name in DISTANCES:
+            value, low, high = 1 - value, None if high is None else 1 - high, None if low is None else 1 - low
+        yield Measurement(one.name, name, metric(name).unit, value, low, high, note=note)
 
 
-def _finite(low: float, high: float) -> tuple[float, float] | tuple[None, None]:
+def _finite(low: float, high: float) -> tuple[float | None, float | None]:
     """An interval that is open at one side is none that could be drawn."""
     return (low, high) if low > 0 and not math.isinf(high) else (None, None)
 
