@@ -196,9 +196,10 @@ SCORES: dict[str, Callable[[Readings, Pictures, Pictures, Sequence[str]], tuple[
     "objects_right": _objects,
     "clip": _clip,
     "lpips": _lpips,
+    "lpips_shapes": _lpips,
     "ssim": _ssim,
 }
 """The score of each picture, from 0 to 1: the candidate's, and the baseline's."""
 
-READ = {"objects_right": "features", "clip": "agreement", "lpips": "distances"}
+READ = {"objects_right": "features", "clip": "agreement", "lpips": "distances", "lpips_shapes": "distances"}
 """What networks read for a score; nothing for the others."""

@@ -75,7 +75,7 @@ class Request:
 
     def demands(self, source: Source) -> tuple[Demand, ...]:
         """What is to be kept, as shares of scores between 0 and 1. Raises BadInput where pictures are noise."""
-        judged = "objects_right" if source.name in shapes.PIPELINES else "clip"
+        own = source.name in shapes.PIPELINES  # they have judges of their own, and those metrics names of their own
         quality = QUALITY if (self.quality, self.lpips, self.ssim) == (None, None, None) else self.quality
         if source.name in RANDOM and (quality is not None or self.lpips is not None):
             raise BadInput(
@@ -83,8 +83,8 @@ class Request:
                 "ask for likeness to the baseline's alone, such as --ssim 0.9",
             )
         asked = {
-            judged: quality,
-            "lpips": None if self.lpips is None else 1 - self.lpips,
+            "objects_right" if own else "clip": quality,
+            "lpips_shapes" if own else "lpips": None if self.lpips is None else 1 - self.lpips,
             "ssim": self.ssim,
         }
         return tuple(Demand(name, share) for name, share in asked.items() if share is not None)

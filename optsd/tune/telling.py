@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORST = 4
 """Pairs that the sheet of what lost most shows."""
-_LABELS = {"objects_right": "objects right", "clip": "CLIP", "lpips": "LPIPS", "ssim": "SSIM"}
+DISTANCES = ("lpips", "lpips_shapes")
 
 
 def text(found: Found) -> str:
@@ -45,11 +45,11 @@ def _asked(found: Found) -> Iterator[str]:
 
 
 def demanded(one: Demand) -> str:
-    if one.metric == "lpips":
-        return f"LPIPS at most {1 - one.share:g}"
+    if one.metric in DISTANCES:
+        return f"{metric(one.metric).label} at most {1 - one.share:.4g}"
     if one.metric == "ssim":
         return f"SSIM at least {one.share:g}"
-    return f"{one.share:.4g} of the baseline's {_LABELS[one.metric]} kept"
+    return f"{one.share:.4g} of the baseline's {metric(one.metric).label} kept"
 
 
 def _table(found: Found) -> Iterator[str]:
@@ -71,7 +71,8 @@ def _table(found: Found) -> Iterator[str]:
 
 def _head(one: Demand) -> str:
     # A distance and a likeness are of the baseline's own picture: 100 % is that picture.
-    return {"lpips": "1 − LPIPS", "ssim": "SSIM"}.get(one.metric, f"{_LABELS[one.metric]} kept")
+    label = metric(one.metric).label
+    return f"1 − {label}" if one.metric in DISTANCES else label if one.metric == "ssim" else f"{label} kept"
 
 
 def _speed(one: Known) -> tuple[str, str]:
@@ -146,10 +147,14 @@ def _why_none(found: Found) -> Iterator[str]:
 
 
 def _kept_in_words(best: Known, one: Demand) -> str:
-    found = best.kept(one)
-    if best.quality == "exact":
-        return f"the same mathematics ({_LABELS[one.metric]}: {found.share:.1%} kept in {found.pictures} pictures)"
-    return f"keeps {found.share:.1%} of {_LABELS[one.metric]} (at least {found.low:.1%}, {found.pictures} pictures)"
+    found, label = best.kept(one), metric(one.metric).label
+    if one.metric in DISTANCES:
+        said = f"{label} {1 - found.share:.3f} (at most {1 - found.low:.3f}, {found.pictures} pictures)"
+    elif one.metric == "ssim":
+        said = f"{label} {found.share:.3f} (at least {found.low:.3f}, {found.pictures} pictures)"
+    else:
+        said = f"keeps {found.share:.1%} of {label} (at least {found.low:.1%}, {found.pictures} pictures)"
+    return f"the same mathematics: {said}" if best.quality == "exact" else said
 
 
 def _recipe(found: Found, name: str) -> Iterator[str]:
@@ -168,7 +173,7 @@ def results(found: Found) -> Results:
     made = found.search
     known = ["speedup", *(shown(one) for one in made.ask.demands)]
     rows = [
-        Measurement(BASELINE, name, metric(name).unit, 0.0 if name == "lpips" else 1.0, note="by definition")
+        Measurement(BASELINE, name, metric(name).unit, 0.0 if name in DISTANCES else 1.0, note="by definition")
         for name in known
     ]
     for one in made.known.values():
@@ -192,32 +197,29 @@ def results(found: Found) -> Results:
 def _measurements(one: Known) -> Iterator[Measurement]:
     note = "the lower bounds of this search hold all together in 95 % of searches, and so do the upper ones"
     if one.ratios:
-        low, high = one.speed_bounds()
+        low, high = _finite(*one.speed_bounds())
         samples = tuple(1 / ratio for ratio in one.ratios)
-        yield Measurement(one.name, "speedup", "×", one.speedup, *_finite(low, high), samples, note)
+        yield Measurement(one.name, "speedup", "×", one.speedup, low, high, samples, note)
     if one.peak:
         yield Measurement(one.name, "peak_memory_bytes", "B", one.peak)
     for demand in one.ask.demands:
-        kept = one.kept(demand)
+        kept, name = one.kept(demand), shown(demand)
         if not kept.pictures:
             continue
-        bounds = _finite(kept.low, kept.high)
-        if demand.metric == "lpips":
-            low, high = (None if bound is None else 1 - bound for bound in reversed(bounds))
-            yield Measurement(one.name, "lpips", metric("lpips").unit, 1 - kept.share, low, high, note=note)
-        else:
-            name = shown(demand)
-            yield Measurement(one.name, name, metric(name).unit, kept.share, *bounds, note=note)
+        value, (low, high) = kept.share, _finite(kept.low, kept.high)
+        if name in DISTANCES:
+            value, low, high = 1 - value, None if high is None else 1 - high, None if low is None else 1 - low
+        yield Measurement(one.name, name, metric(name).unit, value, low, high, note=note)
 
 
-def _finite(low: float, high: float) -> tuple[float, float] | tuple[None, None]:
+def _finite(low: float, high: float) -> tuple[float | None, float | None]:
     """An interval that is open at one side is none that could be drawn."""
     return (low, high) if low > 0 and not math.isinf(high) else (None, None)
 
 
 def shown(demand: Demand) -> str:
     """The metric under which the share that is kept is recorded."""
-    return demand.metric if demand.metric in ("lpips", "ssim") else f"{demand.metric}_retention"
+    return demand.metric if demand.metric in (*DISTANCES, "ssim") else f"{demand.metric}_retention"
 
 
 def write(found: Found, bench: "Measured") -> None:

@@ -207,7 +207,7 @@ def test_what_is_asked_where_nothing_is() -> None:
     source = models.check("shapes")
     assert [(one.metric, one.share) for one in Request().demands(source)] == [("objects_right", 0.95)]
     both = Request(quality=0.98, lpips=0.05).demands(source)
-    assert [(one.metric, one.share) for one in both] == [("objects_right", 0.98), ("lpips", 0.95)]
+    assert [(one.metric, one.share) for one in both] == [("objects_right", 0.98), ("lpips_shapes", 0.95)]
 
 
 def test_scores_add_up_to_the_metrics() -> None:
