@@ -58,8 +58,10 @@ def _machine() -> Iterator[Row]:
     yield "memory", figure(found["memory_bytes"], "B"), ""
     gpus = [f"{gpu['name']}" for gpu in found["gpus"]]
     yield "GPU", ", ".join(gpus) or "none", "" if gpus else "what it could do at best: optsd estimate --device a100"
-    refusal = native.refusal()
-    yield "native CPU kernels", refusal or "ready", "torch's own kernels serve instead" if refusal else ""
+    if refusal := native.refusal():
+        yield "native CPU kernels", refusal, "torch's own kernels serve instead"
+    else:
+        yield "native CPU kernels", f"ready, for {native.instruction_set().name}", ""
 
 
 def _models() -> Iterator[Row]:

@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -141,32 +142,41 @@ def test_there_is_no_backward_pass_and_it_is_said():
 @needs_kernels
 @few
 @given(
-    st.sampled_from([(1,), (15,), (16, 3), (1003,), (2, 5, 7, 3), (40_001,)]),
+    st.sampled_from([(1,), (15,), (16, 3), (1003,), (2, 5, 7, 3), (3, 9001), (40_001,)]),
+    st.booleans(),
     types,
     st.booleans(),
     st.sampled_from([1e-20, 1.0, 1e20]),
     seeds,
 )
-def test_the_integers_are_those_of_torch(shape, dtype, signed, magnitude, seed):
-    x = (numbers(*shape, seed=seed) * magnitude).to(dtype)
-    if x.ndim == 4:
+def test_the_integers_are_those_of_torch(shape, by_row, dtype, signed, magnitude, seed):
+    """With a share for each row, for each picture, or one in all."""
+    dimensions = len(shape) - 1 if by_row else min(1, len(shape) - 1)
+    x = numbers(*shape, seed=seed)
+    x = (x * magnitude * numbers(*shape[:dimensions], *[1] * (len(shape) - dimensions), seed=seed + 1)).to(dtype)
+    if x.ndim == 4 and not by_row:
         x = x.contiguous(memory_format=torch.channels_last)
-    mine = schemes.quantize_activation(x, signed)
+    mine = schemes.quantize_activation(x, dimensions, signed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "serves", lambda x: False)
-        theirs = schemes.quantize_activation(x, signed)
+        theirs = schemes.quantize_activation(x, dimensions, signed)
     assert torch.equal(mine.values, theirs.values)
-    assert (mine.scale, mine.zero_point) == (theirs.scale, theirs.zero_point)
+    assert torch.equal(mine.scale, theirs.scale)
+    assert torch.equal(mine.zero_point, theirs.zero_point)
     assert mine.values.stride() == x.stride()
 
 
 @needs_kernels
 def test_the_range_over_several_threads(threads):
-    for count in (1, 16_383, 16_384, 16_461):
-        x = numbers(count, seed=count)
-        assert native.value_range(x) == (min(x.min().item(), 0), max(x.max().item(), 0))
-        x[-1] = torch.nan
-        assert str(native.value_range(x)) == "(nan, nan)"
+    for shares, count in ((1, 1), (1, 16_383), (1, 16_384), (2, 16_461), (3, 8000), (100, 201)):
+        x = numbers(shares, count, seed=count)
+        _, scale, zero_point = native.quantize(x, shares, signed=False)
+        low, high = x.amin(1).clamp(max=0).double(), x.amax(1).clamp(min=0).double()
+        assert torch.equal(scale, ((high - low) / 254).float())
+        assert torch.equal(zero_point, torch.ceil(-low / ((high - low) / 254)).int())
+        x[-1, -1] = torch.nan
+        with pytest.raises(BadInput, match="activations reach nan … nan before"):
+            native.quantize(x, shares, signed=False)
 
 
 def integer_layer(inputs: int, outputs: int, bits: int, group_size: int, seed: int) -> tuple[tuple, torch.Tensor]:
@@ -184,6 +194,12 @@ def integer_layer(inputs: int, outputs: int, bits: int, group_size: int, seed: i
     return (weights, multipliers, scale, integers.sum(1, dtype=torch.int32), bias), integers
 
 
+def of_each(shares: int, zero_point: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales, powers of two so that products are exact, and zero points, the first one as given; each its own."""
+    place = torch.arange(shares)
+    return 2.0 ** (place % 3 - 3), ((zero_point + 37 * place) % 256).int()
+
+
 @needs_kernels
 @few
 @given(
@@ -198,9 +214,10 @@ def test_linear_layers_of_every_size(rows, inputs, outputs, bits_and_group, zero
     """As many rows, inputs and outputs as fit one tile, block or panel; one more, and one less."""
     parts, integers = integer_layer(inputs, outputs, *bits_and_group, seed)
     x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    out = torch.ops.optsd.quantized_layer(x, *parts, (), 0.25, zero_point)
-    exact = (x.double() - zero_point) @ integers.double().t()
-    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)).float())
+    scale, zeros = of_each(rows, zero_point)
+    out = torch.ops.optsd.quantized_layer(x, *parts, (), scale, zeros)
+    exact = (x.double() - zeros[:, None]) @ integers.double().t()
+    assert torch.equal(out, (exact * scale[:, None] * 0.5 + torch.arange(outputs)).float())
 
 
 @needs_kernels
@@ -218,23 +235,26 @@ def test_convolutions_of_every_window(
     channels, outputs, bits_and_group, kernel_size, stride, dilation, margins, zero, seed
 ):
     parts, integers = integer_layer(channels * kernel_size[0] * kernel_size[1], outputs, *bits_and_group, seed)
-    x = torch.randint(0, 256, (2, 7, 6, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    x = torch.randint(0, 256, (3, 7, 6, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    scale, zeros = of_each(3, zero)
     filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
-    padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2).double() - zero, margins)
+    padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2).double() - zeros[:, None, None, None], margins)
     extents = [step * (extent - 1) + 1 for step, extent in zip(dilation, kernel_size, strict=True)]
     assume(padded.shape[2] >= extents[0] and padded.shape[3] >= extents[1])
     exact = torch.nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation)
     window = (*kernel_size, *stride, *dilation, *margins, *exact.shape[2:])
-    out = torch.ops.optsd.quantized_layer(x.permute(0, 3, 1, 2), *parts, window, 0.25, zero)
-    assert torch.equal(out, (exact * 0.125 + torch.arange(outputs)[:, None, None]).float())
+    out = torch.ops.optsd.quantized_layer(x.permute(0, 3, 1, 2), *parts, window, scale, zeros)
+    exact = exact * scale[:, None, None, None] * 0.5
+    assert torch.equal(out, (exact + torch.arange(outputs)[:, None, None]).float())
 
 
 @needs_kernels
 def test_threads_change_no_integer(threads):
     parts, integers = integer_layer(640, 130, 4, 32, seed=0)
     x = torch.randint(0, 256, (500, 640), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    exact = (x.double() - 9) @ integers.double().t() * 0.125 + torch.arange(130)
-    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), 0.25, 9), exact.float())
+    scale, zeros = of_each(500, 9)
+    exact = (x.double() - zeros[:, None]) @ integers.double().t() * scale[:, None] * 0.5 + torch.arange(130)
+    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), scale, zeros), exact.float())
 
 
 @needs_kernels
@@ -243,10 +263,10 @@ def test_threads_change_no_integer(threads):
 def test_a_layer_quantizes_as_the_scheme_does(rows, inputs, magnitude, dtype, seed):
     parts, _ = integer_layer(inputs, 20, 8, 0, seed)
     x = (numbers(rows, inputs, seed=seed) * magnitude).to(dtype)
-    activation = schemes.quantize_activation(x, signed=False)
-    scalars = (activation.scale, activation.zero_point)
-    wanted = torch.ops.optsd.quantized_layer(activation.values, *parts, (), *scalars)
-    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0), wanted.to(dtype))
+    activation = schemes.quantize_activation(x, 1, signed=False)
+    of_rows = (activation.scale, activation.zero_point)
+    wanted = torch.ops.optsd.quantized_layer(activation.values, *parts, (), *of_rows)
+    assert torch.equal(torch.ops.optsd.quantized_layer(x, *parts, (), None, None), wanted.to(dtype))
 
 
 @needs_kernels
@@ -256,7 +276,7 @@ def test_a_layer_refuses_what_is_broken(broken):
     x = torch.ones(3, 8)
     x[1, 2] = broken
     with pytest.raises(BadInput, match="activations reach .* before a quantized layer; leave that layer"):
-        torch.ops.optsd.quantized_layer(x, *parts, (), 1.0, 0)
+        torch.ops.optsd.quantized_layer(x, *parts, (), None, None)
 
 
 @needs_kernels
@@ -281,12 +301,18 @@ def test_layers_that_do_not_fit_are_refused(bits):
         (x, (weights, multipliers, scale, sums, bias[:-1])),
     ):
         with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
-            torch.ops.optsd.quantized_layer(rows, *others, (), 1.0, 0)
+            torch.ops.optsd.quantized_layer(rows, *others, (), *of_each(3, 0))
+    for scale_and_zero in (of_each(2, 0), of_each(3, 0)[::-1], [each.long() for each in of_each(3, 0)]):
+        with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+            torch.ops.optsd.quantized_layer(x, *parts, (), *scale_and_zero)
+    for rows, scale_and_zero in ((x, (None, None)), (x, (of_each(3, 0)[0], None)), (x.float(), of_each(3, 0))):
+        with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+            torch.ops.optsd.quantized_layer(rows, *parts, (), *scale_and_zero)
     picture = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):  # channels do not come last
-        torch.ops.optsd.quantized_layer(picture, *parts, (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2), 1.0, 0)
+        torch.ops.optsd.quantized_layer(picture, *parts, (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2), *of_each(1, 0))
     for rows in (0, 3):
-        assert torch.ops.optsd.quantized_layer(x[:rows], *parts, (), 1.0, 0).shape == (rows, 20)
+        assert torch.ops.optsd.quantized_layer(x[:rows], *parts, (), *of_each(rows, 0)).shape == (rows, 20)
 
 
 @needs_kernels
@@ -352,6 +378,7 @@ def test_what_they_do_not_serve():
 def test_they_are_compiled_once(anew):
     assert native.refusal() == ""
     (file,) = anew.iterdir()
+    assert file.name.startswith(f"{native.instruction_set().name.lower()}-")
     native.refusal.cache_clear()
     native._library.cache_clear()
     before = file.stat()
@@ -364,7 +391,7 @@ def test_they_are_compiled_once(anew):
 def test_two_at_once_leave_one_whole_file(anew):
     with ThreadPoolExecutor(2) as pool:
         libraries = list(pool.map(lambda _: native._library.__wrapped__(), range(2)))
-    assert all(library.optsd_range for library in libraries)
+    assert all(library.optsd_layer for library in libraries)
     assert len(list(anew.iterdir())) == 1
 
 
@@ -404,9 +431,36 @@ def test_kernels_are_compiled_by_a_launcher_and_without_a_folder_to_keep_them(an
     (tmp_path / "file").touch()
     monkeypatch.setenv("OPTSD_HOME", str(tmp_path / "file" / "home"))  # nothing can be written there
     monkeypatch.setenv("CXX", f"{shutil.which('env')} g++ -O0")
-    assert native._library.__wrapped__().optsd_range
+    assert native._library.__wrapped__().optsd_layer
 
 
-def test_another_processor_is_refused(anew, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert native.refusal() == "the CPU has no AVX512-BF16 and VNNI"
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"avx2", "vnni", "bf16"}, native.AVX512),
+        ({"avx2", "vnni"}, "the CPU has AVX512-VNNI without -BF16"),  # which oneDNN uses
+        ({"avx2", "bf16"}, native.AVX2),
+        ({"avx2", "avx_vnni"}, native.AVX_VNNI),
+        ({"avx2"}, native.AVX2),
+        (set(), "the CPU has no AVX2"),
+    ],
+    ids=str,
+)
+def test_each_processor_gets_the_best_that_it_has_or_hears_why(anew, monkeypatch, flags, found):
+    for flag, name in (("avx2", "_is_avx2"), ("vnni", "_is_vnni"), ("bf16", "_is_avx512_bf16")):
+        monkeypatch.setattr(torch.cpu, f"{name}_supported", lambda flag=flag: flag in flags)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": "avx_vnni" in flags}, raising=False)
+    if isinstance(found, str):
+        assert native.refusal() == found
+        with pytest.raises(Unsupported, match=f"{found}; use another kernel"):
+            native.pack(torch.zeros(1, 1, dtype=torch.int8))
+    else:
+        assert native.instruction_set() == found
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.parametrize("instructions", [native.AVX512, native.AVX_VNNI, native.AVX2], ids=lambda each: each.name)
+def test_they_compile_for_every_processor(instructions, tmp_path):
+    flags = [*native.FLAGS, "-O0", "-Werror", *instructions.flags]
+    command = ["g++", *flags, str(native.SOURCE), "-o", str(tmp_path / "x")]
+    assert subprocess.run(command, capture_output=True, encoding="utf-8").stderr == ""

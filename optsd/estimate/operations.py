@@ -67,13 +67,6 @@ def _int_mm(left: Tensor, right: Tensor, *_: Any, out: Any, **__: Any) -> tuple[
     return "linear", name_of(left.dtype), 2.0 * left.shape[0] * left.shape[1] * right.shape[1]
 
 
-@rule("onednn::qlinear_pointwise", "onednn::qconv2d_pointwise")
-def _onednn(x: Tensor, scale: Any, zero_point: Any, weight: Tensor, *_: Any, out: Tensor) -> tuple[str, str, float]:
-    is_linear = weight.ndim == 2  # packed as inputs × outputs; a convolution's as outputs × channels × rows × columns
-    inputs = weight.shape[0] if is_linear else prod(weight.shape[1:])
-    return "linear" if is_linear else "convolution", name_of(x.dtype), 2.0 * out.numel() * inputs
-
-
 @rule("optsd::int8_conv2d")
 def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
     return "linear", name_of(image.dtype), 2.0 * out.numel() * parts[2].shape[1]  # integers: outputs × inputs
@@ -86,12 +79,7 @@ def _quantized_layer(x: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
     return "linear", "int8", 2.0 * out.numel() * inputs
 
 
-@rule("onednn::qlinear_prepack", "onednn::qconv_prepack")
-def _pack(*_: Any, **__: Any) -> tuple[str, str, float]:
-    return "other", "int8", 0.0
-
-
-@rule("optsd::value_range", "optsd::round_to_bytes", "optsd::geglu", "optsd::group_norm_silu")
+@rule("optsd::quantize", "optsd::geglu", "optsd::group_norm_silu")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 
@@ -105,13 +93,6 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Te
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     by_heads = (tensor.transpose(1, 2) for tensor in (query, key, value))  # from B×N×heads×d
     return "attention", name_of(query.dtype), attention_flops(*by_heads)
-
-
-def register_shapes() -> None:
-    """Give the operations that torch has no shape rule for theirs: oneDNN's packed convolution weights."""
-    name = "onednn::qconv_prepack"
-    if hasattr(torch.ops.onednn, "qconv_prepack") and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "Meta"):
-        torch.library.register_fake(name, lambda weight, *_: torch.empty_like(weight))
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -170,6 +151,3 @@ def tensors(nested: Any) -> Iterable[Tensor]:
             yield from tensors(item)
     elif isinstance(nested, dict):
         yield from tensors(tuple(nested.values()))
-
-
-register_shapes()

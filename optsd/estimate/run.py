@@ -63,6 +63,7 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
     tracer = Tracer(device.kind, device.granularity, fake=True)
     kernels.choose(torch.device("cpu"), bits=4)  # tries the CPU's arithmetic, once in a process: with real numbers
     with (
+        _collecting_by_hand(),
         torch.no_grad(),
         _target(device),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -84,7 +85,8 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
-        with tracer.following_modules(), TargetKernels(tracer), _collecting_by_hand():
+        with tracer.following_modules(), TargetKernels(tracer):
+            gc.collect()
             run(pipe, workload, steps)
             gc.collect()
             kept = tracer.kept
@@ -207,13 +209,17 @@ def _convertible(tracer: Tracer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _collecting_by_hand() -> Iterator[None]:
-    """Python's collector runs after so many new objects: what it frees, and so the peak, would be chance."""
-    gc.collect()
+    """Python's collector runs after so many new objects: what it frees, and so the peak, would be chance.
+
+    Objects that are there already are left out: to go through all that torch and diffusers made takes a second.
+    """
     enabled = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         if enabled:
             gc.enable()
 

@@ -26,7 +26,6 @@ STAND_INS = {
     "aten::any": False,
     "aten::amin": -1.0,
     "aten::amax": 1.0,
-    "optsd::value_range": 0.0,
     "aten::min": 1.0,
 }
 """What Python reads from a fake tensor, by the operation that made it: weights are finite, activations within ±1, and

@@ -1,7 +1,8 @@
 """The CPU's own kernels (kernels.cpp): flash attention, quantized layers, GroupNorm with SiLU, and GEGLU.
 
-The machine's C++ compiler makes them the first time, in a second or two, into `$OPTSD_HOME/native`. Where they cannot
-run, `refusal` says why, and torch's operators take their place: the same integers, the same attention, slower.
+The machine's C++ compiler makes them the first time, in a few seconds, into `$OPTSD_HOME/native`, for the best of the
+`InstructionSet`s that the processor has. Where they cannot run, `refusal` says why, and torch's operators take their
+place: the same integers, the same attention, slower.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,29 @@ from optsd.errors import BadInput, Unsupported
 from optsd.files import home, write_atomically
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-# Named, not -march=native: a home directory may be shared by machines of several kinds.
-FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
-)
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-ffp-contract=off")
 TYPES = (torch.float32, torch.bfloat16)
-LANES, PANEL = 16, 64  # outputs of a register and of four, as in kernels.cpp
+OUTPUTS = 16  # `pack` makes a multiple of them
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """What the kernels are compiled for. Flags are named, not -march=native: several machines may share a home."""
+
+    name: str  # of the compiled file too
+    flags: tuple[str, ...]
+    source: str  # its header
+    tile: int  # the header's VECTORS × LANES: outputs whose weights `pack` puts side by side
+
+
+AVX512 = InstructionSet(
+    "AVX-512",
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mfma"),
+    "avx512.h",
+    64,
+)
+AVX_VNNI = InstructionSet("AVX-VNNI", ("-mavx2", "-mfma", "-mavxvnni"), "avx2.h", 16)
+AVX2 = InstructionSet("AVX2", ("-mavx2", "-mfma"), "avx2.h", 16)
 
 
 def compiler() -> list[str]:
@@ -42,13 +60,25 @@ def compiler() -> list[str]:
         return [given]
 
 
+def instruction_set() -> InstructionSet:
+    """The best one of this processor. Raises Unsupported where it has none, or torch's own kernels use a better one."""
+    if torch.cpu._is_vnni_supported():  # AVX-512's, which oneDNN uses
+        if torch.cpu._is_avx512_bf16_supported():
+            return AVX512
+        raise Unsupported("the CPU has AVX512-VNNI without -BF16", "use another kernel")
+    if not torch.cpu._is_avx2_supported():
+        raise Unsupported("the CPU has no AVX2", "use another kernel")
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return AVX_VNNI if capabilities.get("avx_vnni") else AVX2
+
+
 @functools.cache
 def refusal() -> str:
     """Why these kernels cannot run on this machine, or an empty string."""
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
-        return "the CPU has no AVX512-BF16 and VNNI"
     try:
         _library()
+    except Unsupported as error:
+        return error.problem
     except FileNotFoundError as error:
         return f"there is no C++ compiler {error.filename} (install g++, or set CXX)"
     except subprocess.CalledProcessError as error:
@@ -66,15 +96,12 @@ def serves(x: Tensor) -> bool:
     return x.dtype in TYPES and is_dense and is_reachable
 
 
-def value_range(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest of x's values and 0; both NaN where one is NaN."""
-    lowest, highest = torch.ops.optsd.value_range(x).tolist()
-    return lowest, highest
+def quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes of x's shape and memory format, and the scales and zero points of its first dimensions' `shares`.
 
-
-def round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
-    """int8 of x's shape and memory format: the low byte of x · factor + shift, a sum of at least 2²³ in float32."""
-    return torch.ops.optsd.round_to_bytes(x, factor, shift)
+    Raises BadInput where a share has no finite range.
+    """
+    return torch.ops.optsd.quantize(x, shares, signed)
 
 
 def not_finite(lowest: float, highest: float) -> BadInput:
@@ -86,24 +113,25 @@ def not_finite(lowest: float, highest: float) -> BadInput:
 
 
 def pack(integers: Tensor) -> Tensor:
-    """int8, outputs × inputs, as `quantized_layer` reads them: panels of 64 outputs, with four inputs side by side."""
+    """int8, outputs × inputs, as `quantized_layer` reads them: tiles of outputs, with four inputs side by side."""
     outputs, inputs = integers.shape
-    padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % LANES))
-    panels = (panel.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for panel in padded.split(PANEL))
-    return torch.cat(list(panels))
+    padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % OUTPUTS))
+    tiles = (tile.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for tile in padded.split(instruction_set().tile))
+    return torch.cat(list(tiles))
 
 
 def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     """The inverse of `pack`."""
-    padded = inputs + -inputs % 4
-    panels = (panel.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for panel in packed.split(PANEL * padded))
-    return torch.cat(list(panels))[:outputs, :inputs].contiguous()
+    padded, outputs_of_tile = inputs + -inputs % 4, instruction_set().tile
+    split = packed.split(outputs_of_tile * padded)
+    tiles = (tile.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for tile in split)
+    return torch.cat(list(tiles))[:outputs, :inputs].contiguous()
 
 
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
 
 
-def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable], Callable]:
+def _operator(schema: str, empty: Callable[..., Any]) -> Callable[[Callable], Callable]:
     """Make the function an operator of torch: a profile shows it, an estimate knows what it gives by `empty`."""
     name = schema.partition("(")[0]
 
@@ -116,24 +144,22 @@ def _operator(schema: str, empty: Callable[..., Tensor]) -> Callable[[Callable],
     return register
 
 
-@_operator("value_range(Tensor x) -> Tensor", lambda x: x.new_empty(2, dtype=torch.float32))
-def _value_range(x: Tensor) -> Tensor:
-    ends = torch.empty(2)
-    _library().optsd_range(x.data_ptr(), x.dtype == torch.bfloat16, x.numel(), torch.get_num_threads(), ends.data_ptr())
-    return ends
+def _empty_quantized(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    values = torch.empty_like(x, dtype=torch.int8 if signed else torch.uint8)
+    return values, x.new_empty(shares, dtype=torch.float32), x.new_empty(shares, dtype=torch.int32)
 
 
-@_operator(
-    "round_to_bytes(Tensor x, float factor, float shift) -> Tensor",
-    lambda x, factor, shift: torch.empty_like(x, dtype=torch.int8),
-)
-def _round_to_bytes(x: Tensor, factor: float, shift: float) -> Tensor:
-    out = torch.empty_like(x, dtype=torch.int8)
-    is_bfloat16 = x.dtype == torch.bfloat16
-    _library().optsd_quantize(
-        x.data_ptr(), is_bfloat16, x.numel(), factor, shift, torch.get_num_threads(), out.data_ptr()
-    )
-    return out
+@_operator("quantize(Tensor x, int shares, bool signed) -> (Tensor, Tensor, Tensor)", _empty_quantized)
+def _quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    values, scale, zero_point = _empty_quantized(x, shares, signed)
+    if x.numel() % max(shares, 1) or not serves(x):
+        raise ValueError(f"quantize does not fit these: {x.dtype} {tuple(x.shape)} in {shares} shares")
+    ends = (ctypes.c_float * 2)()
+    sizes, lowest, threads = (shares, x.numel() // max(shares, 1)), -128 if signed else 0, torch.get_num_threads()
+    results = (values.data_ptr(), scale.data_ptr(), zero_point.data_ptr())
+    if not _library().optsd_quantize(x.data_ptr(), x.dtype == torch.bfloat16, *sizes, lowest, threads, *results, ends):
+        raise not_finite(*ends)
+    return values, scale, zero_point
 
 
 def _empty_layer(x: Tensor, *others: Any) -> Tensor:
@@ -147,7 +173,7 @@ def _empty_layer(x: Tensor, *others: Any) -> Tensor:
 
 @_operator(
     "quantized_layer(Tensor x, Tensor weights, Tensor? multipliers, Tensor weight_scale, Tensor column_sums, "
-    "Tensor? bias, int[] window, float scale, int zero_point) -> Tensor",
+    "Tensor? bias, int[] window, Tensor? scale, Tensor? zero_point) -> Tensor",
     _empty_layer,
 )
 def _quantized_layer(
@@ -158,15 +184,16 @@ def _quantized_layer(
     column_sums: Tensor,
     bias: Tensor | None,
     window: Sequence[int],
-    scale: float,
-    zero_point: int,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
 ) -> Tensor:
     """… × inputs to … × outputs; or, with a `window`, batch × channels × height × width, channels last, to the same.
 
-    x of `TYPES` is quantized by its own range, and so is the result's type; uint8 stands for (x - zero_point) · scale,
-    and the result is float32. `weights`: as `pack` gives them; or, with `multipliers`, an `Int4Weight`'s. `window`:
-    kernel size, stride, dilation (rows, columns each), margins (left, right, top, bottom), size of the result (rows,
-    columns). Inputs or channels: a multiple of 4. Raises BadInput where x is NaN or infinite.
+    x of `TYPES` is quantized, each row or picture by its own range, and so is the result's type; uint8 stands for
+    (x - zero_point) · scale, float32 and int32 of each row or picture, and the result is float32. `weights`: as `pack`
+    gives them; or, with `multipliers`, an `Int4Weight`'s. `window`: kernel size, stride, dilation (rows, columns each),
+    margins (left, right, top, bottom), size of the result (rows, columns). Inputs or channels: a multiple of 4. Raises
+    BadInput where x is NaN or infinite.
     """
     out = _empty_layer(x, weights, multipliers, weight_scale, column_sums, bias, window)
     if window:
@@ -175,8 +202,8 @@ def _quantized_layer(
         is_dense = x.is_contiguous(memory_format=torch.channels_last)
     else:
         channels = x.shape[-1]
-        batch, height, width = 1, 1, x.numel() // max(channels, 1)
-        moves = (1, 1, 1, 1, 1, 1, 0, 0, 1, width)
+        batch, height, width = x.numel() // max(channels, 1), 1, 1
+        moves = (1, 1, 1, 1, 1, 1, 0, 0, 1, 1)
         is_dense = x.is_contiguous()
     outputs, inputs = len(weight_scale), moves[0] * moves[1] * channels
     given: list[tuple[Tensor, torch.dtype, tuple[int, ...]]]
@@ -185,26 +212,30 @@ def _quantized_layer(
         given.append((bias, torch.float32, (outputs,)))
     if multipliers is None:
         half, group = 0, 1
-        given.append((weights, torch.int8, ((outputs + -outputs % LANES) * inputs,)))
+        given.append((weights, torch.int8, ((outputs + -outputs % OUTPUTS) * inputs,)))
     else:
         half, group = len(weights), max(2 * len(weights) // max(len(multipliers), 1), 1)
         given.append((multipliers, torch.int8, (2 * half // group, outputs)))
         given.append((weights, torch.int8, (max(half, (inputs - 2) // 2), outputs)))  # x may be padded by 3
-    fits = all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
+    is_quantized = x.dtype == torch.uint8
+    if scale is not None:
+        given.append((scale, torch.float32, (batch,)))
+    if zero_point is not None:
+        given.append((zero_point, torch.int32, (batch,)))
+    fits = is_quantized == (scale is not None) == (zero_point is not None)
+    fits &= all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
     if not fits or not is_dense or not channels or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
         raise ValueError(
             f"quantized_layer does not fit these: {x.dtype} {tuple(x.shape)}, weights {tuple(weights.shape)} for "
             f"{outputs} outputs, window {tuple(window)}"
         )
-    is_quantized = x.dtype == torch.uint8
-    integers = x if is_quantized else torch.empty_like(x, dtype=torch.uint8)
     ends = (ctypes.c_float * 2)()
     is_finite = _library().optsd_layer(
         None if is_quantized else x.data_ptr(),
         x.dtype == torch.bfloat16,
-        integers.data_ptr(),
-        scale,
-        zero_point,
+        x.data_ptr() if is_quantized else None,
+        None if scale is None else scale.data_ptr(),
+        None if zero_point is None else zero_point.data_ptr(),
         weights.data_ptr(),
         None if multipliers is None else multipliers.data_ptr(),
         weight_scale.data_ptr(),
@@ -292,32 +323,32 @@ def _strides(x: Tensor) -> ctypes.Array:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The compiled kernels. Raises FileNotFoundError, CalledProcessError or OSError."""
+    """The compiled kernels. Raises FileNotFoundError, CalledProcessError, OSError or Unsupported."""
+    instructions = instruction_set()
+    flags, sources = (*FLAGS, *instructions.flags), (SOURCE, SOURCE.with_name(instructions.source))
     run = functools.partial(subprocess.run, capture_output=True, check=True, encoding="utf-8", errors="replace")
-    made_from = "\0".join(
-        (SOURCE.read_text(encoding="utf-8"), *compiler(), run([*compiler(), "--version"]).stdout, *FLAGS)
-    )
-    file = home() / "native" / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
+    texts = (source.read_text(encoding="utf-8") for source in sources)
+    made_from = "\0".join((*texts, *compiler(), run([*compiler(), "--version"]).stdout, *flags))
+    file = home() / "native" / f"{instructions.name.lower()}-{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.so"
     if file.is_file():
         library = ctypes.CDLL(str(file))
     else:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / "kernels.so"
-            run([*compiler(), *FLAGS, str(SOURCE), "-o", str(built)])
+            run([*compiler(), *flags, str(SOURCE), "-o", str(built)])
             library = ctypes.CDLL(str(built))
             with contextlib.suppress(BadInput):  # a home that is read-only or full: the next process compiles anew
                 write_atomically(file, built.read_bytes())
     address, count, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     threads = flag
     arguments: dict[str, list[Any]] = {
-        "optsd_range": [address, flag, count, threads, address],
-        "optsd_quantize": [address, flag, count, number, number, threads, address],
-        "optsd_layer": [address, flag, address, number, flag, *[address] * 6, threads, address, address],
+        "optsd_quantize": [address, flag, count, count, flag, threads, *[address] * 4],
+        "optsd_layer": [address, flag, *[address] * 9, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
         "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
     }
     for name, types in arguments.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, flag if name == "optsd_layer" else None
+        function.argtypes, function.restype = types, flag if name in ("optsd_quantize", "optsd_layer") else None
     return library

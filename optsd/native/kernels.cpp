@@ -1,10 +1,10 @@
-// The CPU's own kernels, for AVX-512 with VNNI and BF16: quantized activations and layers, group normalization with
-// SiLU, GEGLU and flash attention.
+// The CPU's own kernels: quantized activations and layers, group normalization with SiLU, GEGLU and flash attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
-// checks shapes, types and the processor, compiles this file and calls it.
-
-#include <immintrin.h>
+// checks shapes, types and the processor, compiles this file and calls it. Each algorithm is here once; what a register
+// holds, and the instructions, are in a header for each instruction set. There a type of numbers says how they are
+// loaded and stored as floats, and as which Factor they are multiplied: a product takes what 32 bits hold at once,
+// PER_WORD factors, and adds it to a Sum; a register holds LANES of both.
 
 #include <algorithm>
 #include <cmath>
@@ -14,9 +14,14 @@
 #include <limits>
 #include <memory>
 
+#ifdef __AVX512F__
+#include "avx512.h"
+#else
+#include "avx2.h"
+#endif
+
 namespace {
 
-constexpr int64_t LANES = 16;  // floats in a register
 const float INFINITE = std::numeric_limits<float>::infinity();
 
 struct Free {
@@ -36,55 +41,10 @@ int threads_for(int64_t numbers, int threads) { return numbers < 16384 ? 1 : thr
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-__mmask16 first(int64_t lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
-
-__m512 load(const float* x) { return _mm512_loadu_ps(x); }
-__m512i load(const int32_t* x) { return _mm512_loadu_si512(x); }
-void store(float* x, __m512 value) { _mm512_storeu_ps(x, value); }
-void store(int32_t* x, __m512i value) { _mm512_storeu_si512(x, value); }
-
-// The types of numbers. A product takes what 32 bits hold at once, PER_WORD numbers, and adds it to a Sum; a register
-// holds 16 Sums.
-
-struct Float32 {
-    using Value = float;
-    using Sum = float;
-    using Sums = __m512;
-    static constexpr int64_t PER_WORD = 1;
-    static __m512 load(const float* x) { return _mm512_loadu_ps(x); }
-    static __m512 load(__mmask16 lanes, const float* x) { return _mm512_maskz_loadu_ps(lanes, x); }
-    static void store(float* x, __mmask16 lanes, __m512 value) { _mm512_mask_storeu_ps(x, lanes, value); }
-    static __m512 add_product(__m512 sum, __m512i a, __m512i b) {
-        return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
-    }
-};
-
-struct BFloat16 {
-    using Value = uint16_t;
-    using Sum = float;
-    using Sums = __m512;
-    static constexpr int64_t PER_WORD = 2;
-    static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-    static __m512 load(const uint16_t* x) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
-    static __m512 load(__mmask16 lanes, const uint16_t* x) { return widen(_mm256_maskz_loadu_epi16(lanes, x)); }
-    static void store(uint16_t* x, __mmask16 lanes, __m512 value) {
-        _mm256_mask_storeu_epi16(x, lanes, (__m256i)_mm512_cvtneps_pbh(value));
-    }
-    static __m512 add_product(__m512 sum, __m512i a, __m512i b) {
-        return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-    }
-};
-
-struct Bytes {  // unsigned times signed
-    using Sum = int32_t;
-    using Sums = __m512i;
-    static __m512i add_product(__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); }
-};
-
 // Without it compilers spill the sums of a loop that they unroll too late.
 #define UNROLLED _Pragma("GCC unroll 8")
 
-// C (ROWS × 16·VECTORS sums) = or += A · B (words × columns). All sums stay in registers. A's rows come in `parts` of
+// C (ROWS × LANES·VECTORS sums) = or += A · B (words × columns). All sums stay in registers. A's rows come in `parts` of
 // `words`: row i of part j begins at a[j · a_step + i], plus `from`.
 template <typename Type, int ROWS, int VECTORS>
 void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t from, const uint32_t* b, int64_t b_row,
@@ -97,11 +57,10 @@ void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t f
         const uint32_t* lines[ROWS];
         UNROLLED for (int row = 0; row < ROWS; row++) lines[row] = a[row] + from;
         for (int64_t word = 0; word < words; word++, b += b_row) {
-            __m512i right[VECTORS];
-            UNROLLED for (int vector = 0; vector < VECTORS; vector++)
-                right[vector] = _mm512_loadu_si512(b + vector * LANES);
+            Words right[VECTORS];
+            UNROLLED for (int vector = 0; vector < VECTORS; vector++) right[vector] = load(b + vector * LANES);
             UNROLLED for (int row = 0; row < ROWS; row++) {
-                const __m512i left = _mm512_set1_epi32(lines[row][word]);
+                const Words left = everywhere(lines[row][word]);
                 UNROLLED for (int vector = 0; vector < VECTORS; vector++)
                     sums[row][vector] = Type::add_product(sums[row][vector], left, right[vector]);
             }
@@ -112,79 +71,129 @@ void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t f
             store(c + row * c_row + vector * LANES, sums[row][vector]);
 }
 
-constexpr int64_t ROWS = 6;  // of one `multiply`: 6 × 4 sums, 4 of B and 1 of A fill the 32 registers
-
-template <typename Type, int ROWS>
-auto multiply_of(int64_t vectors) {
-    return vectors == 4   ? multiply<Type, ROWS, 4>
-           : vectors == 3 ? multiply<Type, ROWS, 3>
-           : vectors == 2 ? multiply<Type, ROWS, 2>
-                          : multiply<Type, ROWS, 1>;
+template <typename Type, int ROWS, int MOST = VECTORS>
+auto multiply_of(int64_t vectors) -> decltype(&multiply<Type, ROWS, 1>) {
+    if constexpr (MOST > 1)
+        if (vectors < MOST) return multiply_of<Type, ROWS, MOST - 1>(vectors);
+    return multiply<Type, ROWS, MOST>;
 }
 
 // ---------------------------------------------------------------------------------------------- quantized activations
 
-template <typename Type>
-void find_range(const typename Type::Value* x, int64_t count, int threads, float* range) {
+// The smallest and the largest of numbers and 0.
+struct Range {
     float lowest = 0, highest = 0;
     bool is_a_number = true;
-    threads = threads_for(count, threads);
-#pragma omp parallel for num_threads(threads) reduction(min : lowest) reduction(max : highest) \
-    reduction(&& : is_a_number)
-    for (int thread = 0; thread < threads; thread++) {
-        const int64_t share = round_up((count + threads - 1) / threads, 4 * LANES);
-        const int64_t begin = std::min(count, thread * share), end = std::min(count, begin + share);
-        __m512 low[4], high[4];
-        __mmask16 nan = 0;
-        for (int part = 0; part < 4; part++) low[part] = high[part] = _mm512_setzero_ps();
-        int64_t i = begin;
-        for (; i + 4 * LANES <= end; i += 4 * LANES)
-            for (int part = 0; part < 4; part++) {
-                const __m512 value = Type::load(x + i + part * LANES);
-                low[part] = _mm512_min_ps(low[part], value);
-                high[part] = _mm512_max_ps(high[part], value);
-                nan |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-            }
-        for (; i < end; i += LANES) {
-            const __m512 value = Type::load(first(std::min(end - i, LANES)), x + i);
-            low[0] = _mm512_min_ps(low[0], value);
-            high[0] = _mm512_max_ps(high[0], value);
-            nan |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        }
-        for (int part = 0; part < 4; part++) {
-            lowest = std::min(lowest, _mm512_reduce_min_ps(low[part]));
-            highest = std::max(highest, _mm512_reduce_max_ps(high[part]));
-        }
-        is_a_number = is_a_number && !nan;
-    }
-    range[0] = is_a_number ? lowest : NAN;
-    range[1] = is_a_number ? highest : NAN;
-}
+};
 
 template <typename Type>
-void quantize(const typename Type::Value* x, int64_t count, float factor, float shift, int threads, uint8_t* out) {
-    const __m512 by = _mm512_set1_ps(factor), plus = _mm512_set1_ps(shift);
-#pragma omp parallel for num_threads(threads_for(count, threads))
-    for (int64_t i = 0; i < count; i += LANES) {
-        const __mmask16 lanes = count - i < LANES ? first(count - i) : 0xffff;
-        const __m512 sum = _mm512_fmadd_ps(Type::load(lanes, x + i), by, plus);
-        _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, _mm512_castps_si512(sum));
+Range range_of(const typename Type::Value* x, int64_t count) {
+    Floats low[4], high[4];
+    Flags nan{};
+    for (int part = 0; part < 4; part++) low[part] = high[part] = everywhere(0.0f);
+    int64_t i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        for (int part = 0; part < 4; part++) {
+            const Floats value = Type::load(x + i + part * LANES);
+            low[part] = lower(low[part], value);
+            high[part] = higher(high[part], value);
+            nan = either(nan, is_nan(value));
+        }
+    for (; i < count; i += LANES) {
+        const Floats value = Type::load(first(std::min(count - i, LANES)), x + i);
+        low[0] = lower(low[0], value);
+        high[0] = higher(high[0], value);
+        nan = either(nan, is_nan(value));
     }
+    const Floats least = lower(lower(low[0], low[1]), lower(low[2], low[3]));
+    const Floats most = higher(higher(high[0], high[1]), higher(high[2], high[3]));
+    return {lowest_of(least), highest_of(most), !any(nan)};
+}
+
+// To the low bytes of x · factor + shift, rounded after the product and after the sum, as torch rounds.
+template <typename Type, typename Result>
+void round_to_bytes(const typename Type::Value* x, int64_t count, float factor, float shift,
+                    typename Result::Value* out) {
+    const Floats by = everywhere(factor), plus = everywhere(shift);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Lanes lanes = first(std::min(count - i, LANES));
+        Result::store(out + i, lanes, bits_of(Type::load(lanes, x + i) * by + plus));
+    }
+}
+
+// One picture, or one row, as optsd.quantization.schemes.quantize_activation does it: integers with their scale and zero
+// point, `lowest` of which stands for the smallest. False where x has no finite range, which is then left in `range`.
+template <typename Type, typename Result>
+bool quantize(const typename Type::Value* x, int64_t count, int lowest, int threads, typename Result::Value* out,
+              float& scale, int32_t& zero_point, float* range) {
+    const int64_t share = round_up((count + threads - 1) / threads, 64);  // of one thread
+    Range whole;
+    if (threads == 1) {
+        whole = range_of<Type>(x, count);
+    } else {
+        float low = 0, high = 0;
+        bool is_a_number = true;
+#pragma omp parallel for num_threads(threads) reduction(min : low) reduction(max : high) reduction(&& : is_a_number)
+        for (int64_t begin = 0; begin < count; begin += share) {
+            const Range part = range_of<Type>(x + begin, std::min(share, count - begin));
+            low = std::min(low, part.lowest), high = std::max(high, part.highest);
+            is_a_number = is_a_number && part.is_a_number;
+        }
+        whole = {low, high, is_a_number};
+    }
+    const double step = (double(whole.highest) - whole.lowest) / 254;
+    if (!whole.is_a_number || !(step < INFINITE)) {
+#pragma omp critical
+        range[0] = whole.is_a_number ? whole.lowest : NAN, range[1] = whole.is_a_number ? whole.highest : NAN;
+        return false;
+    }
+    const double by = std::max(step, 1e-30), zero = std::ceil(-whole.lowest / by) + lowest;
+    const float factor = float(1 / by), shift = float(1.5 * (1 << 23) + zero);
+    scale = float(by), zero_point = int32_t(zero);
+    if (threads == 1) {
+        round_to_bytes<Type, Result>(x, count, factor, shift, out);
+    } else {
+#pragma omp parallel for num_threads(threads)
+        for (int64_t begin = 0; begin < count; begin += share)
+            round_to_bytes<Type, Result>(x + begin, std::min(share, count - begin), factor, shift, out + begin);
+    }
+    return true;
+}
+
+// `pictures` of `count` numbers each, every one by its own range. Where one has none, false, and that is in `range`.
+template <typename Type, typename Result>
+bool quantize_each(const void* x, int64_t pictures, int64_t count, int lowest, int threads,
+                   typename Result::Value* out, float* scale, int32_t* zero_point, float* range) {
+    const auto* numbers = static_cast<const typename Type::Value*>(x);
+    threads = threads_for(pictures * count, threads);
+    // Threads share out the pictures, or where that leaves some idle, each picture.
+    const bool by_picture = pictures % threads == 0 || pictures >= 8 * threads;
+    bool is_finite = true;
+#pragma omp parallel for num_threads(by_picture ? threads : 1) reduction(&& : is_finite)
+    for (int64_t i = 0; i < pictures; i++) {
+        const bool is_right = quantize<Type, Result>(numbers + i * count, count, lowest, by_picture ? 1 : threads,
+                                                     out + i * count, scale[i], zero_point[i], range);
+        is_finite = is_finite && is_right;
+    }
+    return is_finite;
 }
 
 // -------------------------------------------------------------------------------------------------- quantized layers
 
-constexpr int64_t PANEL = 4 * LANES;  // outputs of one item of work
-constexpr int64_t SHARE = 64 * ROWS;  // pixels of one item of work: their sums stay in the second-level cache,
-constexpr int64_t BLOCK = 2048;       // and so do PANEL × BLOCK weights
+constexpr int64_t TILE = VECTORS * LANES;  // outputs of one product
+constexpr int64_t PANEL = 64;              // outputs of one item of work
+constexpr int64_t SHARE = 64 * ROWS;       // pixels of one item of work: their sums stay in the second-level cache,
+constexpr int64_t BLOCK = 512 * Integers::PER_WORD;  // and so do PANEL × BLOCK weights
 
-// Of a panel's outputs, side by side; a word holds the weights of four inputs for one output.
+// What both kinds of weights have: block(output, columns, input, count, words) gives words of `count` inputs
+// for a tile's outputs, side by side: where they lie, or in `words`, which has room for TILE × BLOCK weights.
+
 struct Int8Weights {
     const int8_t* packed;
     int64_t inputs;
 
-    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t) const {
-        return reinterpret_cast<const uint32_t*>(packed + output * inputs + input * columns);
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t count, uint32_t* words) const {
+        return Integers::words_of(packed + output * inputs + input * columns, count, columns, words);
     }
 };
 
@@ -194,70 +203,59 @@ struct Int4Weights {
     const int8_t* multipliers;  // groups × outputs
     int64_t outputs, half, group;
 
-    // Unpacked as Int8Weights are, until this thread's next call.
-    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t inputs) const {
-        alignas(64) static thread_local uint32_t unpacked[PANEL * BLOCK / 4];
+    const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t count, uint32_t* words) const {
         const int64_t real = std::min(columns, outputs - output);
-        const __mmask64 there = real < 64 ? (__mmask64(1) << real) - 1 : ~__mmask64(0);
-        // Before rows are laced into words, lane by lane of 128 bits: so that words come out in the order of outputs.
-        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        for (int64_t i = 0; i < inputs; i += 4) {
-            __m512i rows[4];
-            for (int64_t k = 0; k < 4; k++)
-                rows[k] = _mm512_permutexvar_epi32(order, unpack(input + i + k, output, there));
-            const __m512i low[2] = {_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpacklo_epi8(rows[2], rows[3])};
-            const __m512i high[2] = {_mm512_unpackhi_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[2], rows[3])};
-            const __m512i words[4] = {
-                _mm512_unpacklo_epi16(low[0], low[1]), _mm512_unpackhi_epi16(low[0], low[1]),
-                _mm512_unpacklo_epi16(high[0], high[1]), _mm512_unpackhi_epi16(high[0], high[1])};
-            for (int64_t vector = 0; vector < columns / LANES; vector++)
-                _mm512_storeu_si512(unpacked + i / 4 * columns + vector * LANES, words[vector]);
+        for (int64_t i = 0; i < count; i += 4) {
+            Integers::Weights rows[4] = {};
+            for (int64_t k = 0; k < 4 && input + i + k < 2 * half; k++) {
+                const int64_t row = input + i + k;
+                const bool is_high = row >= half;
+                rows[k] = Integers::unpack(packed + (row - is_high * half) * outputs + output, is_high,
+                                           multipliers + row / group * outputs + output, real);
+            }
+            Integers::lace(rows, columns, words + i / Integers::PER_WORD * columns);
         }
-        return unpacked;
-    }
-
-    // The weights of one input for 64 outputs, times its group's integers.
-    __m512i unpack(int64_t input, int64_t output, __mmask64 there) const {
-        if (input >= 2 * half) return _mm512_setzero_si512();
-        const int64_t row = input < half ? input : input - half;
-        __m512i value = _mm512_maskz_loadu_epi8(there, packed + row * outputs + output);
-        if (input >= half) value = _mm512_srli_epi16(value, 4);
-        const __m512i sign = _mm512_set1_epi8(8);
-        value = _mm512_and_si512(value, _mm512_set1_epi8(15));
-        value = _mm512_sub_epi8(_mm512_xor_si512(value, sign), sign);
-        const __m512i by = _mm512_maskz_loadu_epi8(there, multipliers + input / group * outputs + output);
-        // There is no product of bytes: the low bytes of products of 16 bits, even and odd ones in turn.
-        const __m512i odd = _mm512_mullo_epi16(_mm512_srli_epi16(value, 8), _mm512_srli_epi16(by, 8));
-        return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_mullo_epi16(value, by), _mm512_slli_epi16(odd, 8));
+        return words;
     }
 };
 
-struct Picture {
-    const uint8_t* numbers;
-    int64_t batch, height, width, channels;
+// Of a Linear layer each row is a picture of one pixel: both are quantized by their own range.
+struct Pictures {
+    const Integers::Value* numbers;
+    int64_t count, height, width, channels;
 };
 
 struct Window {
     int64_t rows, columns, stride_y, stride_x, dilation_y, dilation_x, top, left, out_height, out_width;
+
+    // Whether a picture is larger by its border.
+    bool is_padded(int64_t height, int64_t width) const {
+        return top || left || (out_height - 1) * stride_y + (rows - 1) * dilation_y >= height ||
+               (out_width - 1) * stride_x + (columns - 1) * dilation_x >= width;
+    }
 };
 
-// For each place in the window, and for each pixel of the result, its line of channels; past the border, `border`.
-Buffer<const uint32_t*> find_lines(const Picture& picture, const Window& window, const uint8_t* border, int64_t step) {
-    const int64_t pixels = picture.batch * window.out_height * window.out_width;
+// For each place in the window, and for each pixel of the result, its line of channels; past the border, the picture's
+// in `borders`. Up to `step` pixels there is something to read.
+Buffer<const uint32_t*> find_lines(const Pictures& pictures, const Window& window, const Integers::Value* borders,
+                                   int64_t step) {
+    const int64_t pixels = pictures.count * window.out_height * window.out_width;
     auto lines = allocate<const uint32_t*>(window.rows * window.columns * step);
-    const auto words = [](const uint8_t* bytes) { return reinterpret_cast<const uint32_t*>(bytes); };
+    const auto words = [](const Integers::Value* line) { return reinterpret_cast<const uint32_t*>(line); };
     for (int64_t place = 0; place < window.rows * window.columns; place++) {
         const uint32_t** line = lines.get() + place * step;
-        std::fill(line + pixels, line + step, words(border));
-        for (int64_t i = 0; i < picture.batch * window.out_height; i++) {
+        std::fill(line + pixels, line + step, words(pictures.numbers));
+        for (int64_t i = 0; i < pictures.count * window.out_height; i++) {
+            const int64_t picture = i / window.out_height;
             const int64_t y = i % window.out_height * window.stride_y - window.top +
                               place / window.columns * window.dilation_y;
-            const bool is_inside = y >= 0 && y < picture.height;
-            const uint8_t* row = picture.numbers + (i / window.out_height * picture.height + y) * picture.width *
-                                                       picture.channels;
+            const bool is_inside = y >= 0 && y < pictures.height;
+            const Integers::Value* row =
+                pictures.numbers + (picture * pictures.height + y) * pictures.width * pictures.channels;
+            const Integers::Value* border = borders + picture * pictures.channels;
             int64_t x = place % window.columns * window.dilation_x - window.left;
             for (int64_t j = 0; j < window.out_width; j++, x += window.stride_x)
-                *line++ = words(is_inside && x >= 0 && x < picture.width ? row + x * picture.channels : border);
+                *line++ = words(is_inside && x >= 0 && x < pictures.width ? row + x * pictures.channels : border);
         }
     }
     return lines;
@@ -265,45 +263,56 @@ Buffer<const uint32_t*> find_lines(const Picture& picture, const Window& window,
 
 // What turns sums into numbers.
 struct Scales {
-    float scale;
-    int zero_point;
+    const float* scale;         // of each picture
+    const int32_t* zero_point;  // of each picture
     const float* weight_scale;
     const int32_t* column_sums;
     const float* bias;  // or null
 
-    // rows × columns of sums to as many rows of `out`, whose outputs from the `output`th on they are.
+    // count × columns of sums, from the `pixel`th on, of pictures of `area` pixels, to as many rows of `out`, whose
+    // outputs from the `output`th on they are.
     template <typename Type>
-    void finish(const int32_t* sums, int64_t rows, int64_t columns, int64_t output, int64_t outputs,
-                typename Type::Value* out) const {
-        __m512i extra[4];
-        __m512 factor[4], offset[4];
-        __mmask16 lanes[4];
+    void finish(const int32_t* sums, int64_t pixel, int64_t count, int64_t area, int64_t columns, int64_t output,
+                int64_t outputs, typename Type::Value* out) const {
+        Ints extra[PANEL / LANES];
+        Floats factor[PANEL / LANES], offset[PANEL / LANES];
+        Lanes lanes[PANEL / LANES];
         const int64_t vectors = columns / LANES;
         for (int64_t i = 0; i < vectors; i++) {
             const int64_t at = output + i * LANES;
-            lanes[i] = first(std::min(outputs - at, LANES));
-            extra[i] = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(lanes[i], column_sums + at),
-                                          _mm512_set1_epi32(zero_point));
-            factor[i] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes[i], weight_scale + at), _mm512_set1_ps(scale));
-            offset[i] = bias ? _mm512_maskz_loadu_ps(lanes[i], bias + at) : _mm512_setzero_ps();
+            lanes[i] = first(std::clamp<int64_t>(outputs - at, 0, LANES));
+            extra[i] = load(lanes[i], column_sums + at);
+            factor[i] = load(lanes[i], weight_scale + at);
+            offset[i] = bias ? load(lanes[i], bias + at) : everywhere(0.0f);
         }
-        for (int64_t row = 0; row < rows; row++, sums += columns, out += outputs)
-            for (int64_t i = 0; i < vectors; i++) {
-                const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + i * LANES), extra[i]));
-                Type::store(out + output + i * LANES, lanes[i], _mm512_fmadd_ps(exact, factor[i], offset[i]));
+        out += pixel * outputs + output;
+        for (const int64_t end = pixel + count; pixel < end;) {
+            const int64_t picture = pixel / area;
+            const Floats by = everywhere(scale[picture]);
+            const Ints zero = everywhere(zero_point[picture]);
+            for (const int64_t last = std::min(end, (picture + 1) * area); pixel < last; pixel++) {
+                for (int64_t i = 0; i < vectors; i++) {
+                    const Floats exact = to_floats(difference(load(sums + i * LANES), product(extra[i], zero)));
+                    Type::store(out + i * LANES, lanes[i], multiply_add(exact, factor[i] * by, offset[i]));
+                }
+                sums += columns, out += outputs;
             }
+        }
     }
 };
 
 template <typename Type, typename Weights>
-void convolve(const Picture& picture, const Window& window, const Weights& weights, int64_t outputs,
+void convolve(const Pictures& pictures, const Window& window, const Weights& weights, int64_t outputs,
               const Scales& scales, int threads, typename Type::Value* out) {
-    const int64_t channels = picture.channels, places = window.rows * window.columns;
-    const int64_t pixels = picture.batch * window.out_height * window.out_width;
-    const auto border = allocate<uint8_t>(channels);
-    std::fill_n(border.get(), channels, static_cast<uint8_t>(scales.zero_point));
+    const int64_t channels = pictures.channels, places = window.rows * window.columns;
+    const int64_t area = window.out_height * window.out_width, pixels = pictures.count * area;
+    if (!pixels) return;
+    const auto borders = allocate<Integers::Value>(pictures.count * channels);
+    if (window.is_padded(pictures.height, pictures.width))
+        for (int64_t i = 0; i < pictures.count; i++)
+            std::fill_n(borders.get() + i * channels, channels, static_cast<Integers::Value>(scales.zero_point[i]));
     const int64_t step = round_up(pixels, 2);
-    const auto lines = find_lines(picture, window, border.get(), step);
+    const auto lines = find_lines(pictures, window, borders.get(), step);
 
     // A block of weights is that of several places, or of a part of the channels of one.
     const int64_t block_places = std::max<int64_t>(1, BLOCK / channels);
@@ -321,58 +330,61 @@ void convolve(const Picture& picture, const Window& window, const Weights& weigh
         if (count <= 0) continue;
         // kept from call to call: fresh memory would have to be zeroed by the system
         alignas(64) static thread_local int32_t sums[SHARE * PANEL];
-        const int64_t columns = std::min(PANEL, round_up(outputs - output, LANES));
-        const auto six = multiply_of<Bytes, ROWS>(columns / LANES), two = multiply_of<Bytes, 2>(columns / LANES);
+        alignas(64) static thread_local uint32_t words[PANEL * BLOCK / Integers::PER_WORD];
+        const int64_t columns = std::min(PANEL, round_up(outputs - output, 16));  // as many as there are packed
         for (int64_t place = 0; place < places; place += block_places)
             for (int64_t channel = 0; channel < channels; channel += part) {
                 const int64_t here = std::min(block_places, places - place), width = std::min(part, channels - channel);
-                const uint32_t* block = weights.block(output, columns, place * channels + channel, here * width);
+                const uint32_t* blocks[PANEL / TILE];
+                for (int64_t tile = 0; tile < columns; tile += TILE)
+                    blocks[tile / TILE] =
+                        weights.block(output + tile, std::min(TILE, columns - tile), place * channels + channel,
+                                      here * width, words + tile * BLOCK / Integers::PER_WORD);
                 for (int64_t row = 0; row < count;) {
                     const bool is_whole = count - row >= ROWS;
-                    (is_whole ? six : two)(lines.get() + place * step + begin + row, step, here, channel / 4, block,
-                                           columns, sums + row * columns, columns, width / 4, place + channel > 0);
+                    for (int64_t tile = 0; tile < columns; tile += TILE) {
+                        const int64_t wide = std::min(TILE, columns - tile);
+                        const auto run = is_whole ? multiply_of<Integers, ROWS>(wide / LANES)
+                                                  : multiply_of<Integers, 2>(wide / LANES);
+                        run(lines.get() + place * step + begin + row, step, here, channel / Integers::PER_WORD,
+                            blocks[tile / TILE], wide, sums + row * columns + tile, columns,
+                            width / Integers::PER_WORD, place + channel > 0);
+                    }
                     row += is_whole ? ROWS : 2;
                 }
             }
-        scales.finish<Type>(sums, count, columns, output, outputs, out + begin * outputs);
+        scales.finish<Type>(sums, begin, count, area, columns, output, outputs, out);
     }
 }
 
 // ------------------------------------------------------------------------------------------------------ exponentials
 
-// 2^x for x <= 0, to 2e-7 of it; 0 and below stay above 2^-127.
-__m512 power_of_two(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-127.0f), x);  // in this order: a NaN stays
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 part = _mm512_sub_ps(x, whole);
+// 2^x for x <= 0, to 2e-7 of it; below 2^-126 it may be 0.
+Floats power_of_two(Floats x) {
+    x = higher(everywhere(-127.0f), x);  // in this order: a NaN stays
+    const Floats whole = rounded(x), part = x - whole;
     // the Taylor series of 2^part, |part| <= 0.5
-    __m512 sum = _mm512_set1_ps(1.3333558e-3f);
+    Floats sum = everywhere(1.3333558e-3f);
     for (const float coefficient : {9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f})
-        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(coefficient));
-    return _mm512_scalef_ps(sum, whole);
+        sum = multiply_add(sum, part, everywhere(coefficient));
+    return times_power_of_two(sum, whole);
 }
 
 // x · Φ(x). Φ's tail is Abramowitz & Stegun's 7.1.26, off by 8e-8 at most.
-__m512 gelu(__m512 x) {
-    const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-    const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
-    __m512 sum = _mm512_set1_ps(1.061405429f);
+Floats gelu(Floats x) {
+    const Floats z = absolute(x) * everywhere(0.70710678f), one = everywhere(1.0f);
+    const Floats t = one / multiply_add(z, everywhere(0.3275911f), one);
+    Floats sum = everywhere(1.061405429f);
     for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
-        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(coefficient));
-    const __m512 power = power_of_two(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.44269504f)));
-    const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(sum, power), _mm512_set1_ps(0.5f));
-    const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), is_negative, tail));
+        sum = multiply_add(sum, t, everywhere(coefficient));
+    const Floats tail = sum * power_of_two(z * z * everywhere(-1.44269504f)) * everywhere(0.5f);
+    return x * where_negative(x, tail, one - tail);
 }
 
 // x / (1 + e^-x)
-__m512 silu(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 power = power_of_two(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-1.44269504f)));
-    const __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    const __m512 above = _mm512_mask_mov_ps(one, is_negative, power);
-    return _mm512_mul_ps(x, _mm512_div_ps(above, _mm512_add_ps(one, power)));
+Floats silu(Floats x) {
+    const Floats one = everywhere(1.0f), power = power_of_two(absolute(x) * everywhere(-1.44269504f));
+    return x * (where_negative(x, power, one) / (one + power));
 }
 
 // ----------------------------------------------------------------------------------------------- group normalization
@@ -388,7 +400,7 @@ void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t cha
     const auto each = [&](const auto& f) {
         for (int64_t pixel = 0; pixel < pixels; pixel++)
             for (int64_t i = 0; i < to - from; i += LANES) {
-                const __mmask16 lanes = first(std::min(to - from - i, LANES));
+                const Lanes lanes = first(std::min(to - from - i, LANES));
                 f(Type::load(lanes, x + pixel * channels + from + i), pixel, i, lanes);
             }
     };
@@ -401,26 +413,23 @@ void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t cha
         }
     };
     std::fill_n(sums.get(), width, 0.0f);
-    each([&](__m512 value, int64_t, int64_t i, __mmask16) {
-        store(sums.get() + i, _mm512_add_ps(load(sums.get() + i), value));
-    });
+    each([&](Floats value, int64_t, int64_t i, Lanes) { store(sums.get() + i, load(sums.get() + i) + value); });
     average(means.get());
     std::fill_n(sums.get(), width, 0.0f);
-    each([&](__m512 value, int64_t, int64_t i, __mmask16) {
-        const __m512 difference = _mm512_sub_ps(value, load(means.get() + i));
-        store(sums.get() + i, _mm512_fmadd_ps(difference, difference, load(sums.get() + i)));
+    each([&](Floats value, int64_t, int64_t i, Lanes) {
+        const Floats from_mean = value - load(means.get() + i);
+        store(sums.get() + i, multiply_add(from_mean, from_mean, load(sums.get() + i)));
     });
     average(sums.get());
     // from here on: x · sums + means
     for (int64_t i = 0; i < to - from; i += LANES) {
-        const __mmask16 lanes = first(std::min(to - from - i, LANES));
-        const __m512 deviation = _mm512_sqrt_ps(_mm512_add_ps(load(sums.get() + i), _mm512_set1_ps(eps)));
-        const __m512 factor = _mm512_div_ps(Type::load(lanes, weight + from + i), deviation);
-        store(means.get() + i, _mm512_fnmadd_ps(load(means.get() + i), factor, Type::load(lanes, bias + from + i)));
+        const Lanes lanes = first(std::min(to - from - i, LANES));
+        const Floats factor = Type::load(lanes, weight + from + i) / square_root(load(sums.get() + i) + everywhere(eps));
+        store(means.get() + i, multiply_add(-load(means.get() + i), factor, Type::load(lanes, bias + from + i)));
         store(sums.get() + i, factor);
     }
-    each([&](__m512 value, int64_t pixel, int64_t i, __mmask16 lanes) {
-        const __m512 normal = _mm512_fmadd_ps(value, load(sums.get() + i), load(means.get() + i));
+    each([&](Floats value, int64_t pixel, int64_t i, Lanes lanes) {
+        const Floats normal = multiply_add(value, load(sums.get() + i), load(means.get() + i));
         Type::store(out + pixel * channels + from + i, lanes, silu(normal));
     });
 }
@@ -433,8 +442,8 @@ constexpr int64_t KEYS = 512;
 template <typename Type>
 void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
                    int64_t rows, int64_t columns, int64_t words, bool add) {
-    for (int64_t column = 0; column < columns; column += 4 * LANES) {
-        const auto run = multiply_of<Type, ROWS>(std::min<int64_t>(4, (columns - column) / LANES));
+    for (int64_t column = 0; column < columns; column += TILE) {
+        const auto run = multiply_of<Type, ROWS>(std::min(VECTORS, (columns - column) / LANES));
         for (int64_t row = 0; row < rows; row += ROWS) {
             const uint32_t* lines[ROWS];
             for (int64_t i = 0; i < ROWS; i++) lines[i] = a + (row + i) * a_row;
@@ -448,19 +457,19 @@ void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t 
 template <typename Type>
 float weigh(const float* scores, int64_t columns, float scale, typename Type::Value* weights, float& largest,
             float& total) {
-    __m512 most = _mm512_set1_ps(largest);
-    for (int64_t i = 0; i < columns; i += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
+    Floats most = everywhere(largest);
+    for (int64_t i = 0; i < columns; i += LANES) most = higher(most, load(scores + i));
     const float before = largest;
-    largest = _mm512_reduce_max_ps(most);
-    const __m512 by = _mm512_set1_ps(scale), minus = _mm512_set1_ps(-largest * scale);
-    __m512 sum = _mm512_setzero_ps();
+    largest = highest_of(most);
+    const Floats by = everywhere(scale), minus = everywhere(-largest * scale);
+    Floats sum = everywhere(0.0f);
     for (int64_t i = 0; i < columns; i += LANES) {
-        const __m512 weight = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + i), by, minus));
-        sum = _mm512_add_ps(sum, weight);
+        const Floats weight = power_of_two(multiply_add(load(scores + i), by, minus));
+        sum = sum + weight;
         Type::store(weights + i, first(LANES), weight);
     }
     const float shrink = std::exp2((before - largest) * scale);
-    total = total * shrink + _mm512_reduce_add_ps(sum);
+    total = total * shrink + total_of(sum);
     return shrink;
 }
 
@@ -480,7 +489,9 @@ template <typename Type>
 void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64_t heads, int64_t queries,
             int64_t keys, int64_t width, float scale, int threads) {
     using Value = typename Type::Value;
-    constexpr int64_t PER_WORD = Type::PER_WORD;
+    using Factor = typename Type::Factor;
+    using Number = typename Factor::Value;
+    constexpr int64_t PER_WORD = Factor::PER_WORD;
     const int64_t words = (width + PER_WORD - 1) / PER_WORD, columns = round_up(width, LANES);
     const int64_t padded_keys = round_up(keys, LANES);
     // Where there are more threads than heads, each head's queries are shared out.
@@ -492,25 +503,25 @@ void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64
         const int64_t image = item / shares / heads, head = item / shares % heads;
 
         // Keys as words of channels × keys, values as words of keys × channels, zeros around both.
-        const auto packed_keys = allocate<Value>(words * padded_keys * PER_WORD);
-        const auto packed_values = allocate<Value>(padded_keys * columns);
-        const auto packed_queries = allocate<Value>(QUERIES * words * PER_WORD);
-        const auto weights = allocate<Value>(QUERIES * KEYS);
+        const auto packed_keys = allocate<Number>(words * padded_keys * PER_WORD);
+        const auto packed_values = allocate<Number>(padded_keys * columns);
+        const auto packed_queries = allocate<Number>(QUERIES * words * PER_WORD);
+        const auto weights = allocate<Number>(QUERIES * KEYS);
         const auto scores = allocate<float>(QUERIES * KEYS);
         const auto sums = allocate<float>(QUERIES * columns);
-        std::fill_n(packed_keys.get(), words * padded_keys * PER_WORD, Value(0));
-        std::fill_n(packed_values.get(), padded_keys * columns, Value(0));
-        std::fill_n(packed_queries.get(), QUERIES * words * PER_WORD, Value(0));
-        // sixteen keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
+        std::fill_n(packed_keys.get(), words * padded_keys * PER_WORD, Number(0));
+        std::fill_n(packed_values.get(), padded_keys * columns, Number(0));
+        std::fill_n(packed_queries.get(), QUERIES * words * PER_WORD, Number(0));
+        // LANES keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
         for (int64_t token = 0; token < keys; token += LANES)
             for (int64_t i = 0; i < width; i++)
                 for (int64_t k = token; k < std::min(keys, token + LANES); k++)
                     packed_keys[(i / PER_WORD * padded_keys + k) * PER_WORD + i % PER_WORD] =
-                        key.at<Type>(image, head, k)[i];
+                        Type::factor(key.at<Type>(image, head, k)[i]);
         for (int64_t token = 0; token < keys; token++) {
             const Value* row = value.at<Type>(image, head, token);
-            Value* target = packed_values.get() + token / PER_WORD * columns * PER_WORD + token % PER_WORD;
-            for (int64_t i = 0; i < width; i++) target[i * PER_WORD] = row[i];
+            Number* target = packed_values.get() + token / PER_WORD * columns * PER_WORD + token % PER_WORD;
+            for (int64_t i = 0; i < width; i++) target[i * PER_WORD] = Type::factor(row[i]);
         }
         const auto* key_words = reinterpret_cast<const uint32_t*>(packed_keys.get());
         const auto* value_words = reinterpret_cast<const uint32_t*>(packed_values.get());
@@ -521,32 +532,31 @@ void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64
         for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
             const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
             for (int64_t row = 0; row < real; row++)
-                std::copy_n(query.at<Type>(image, head, begin + row), width,
-                            packed_queries.get() + row * words * PER_WORD);
+                std::transform(query.at<Type>(image, head, begin + row), query.at<Type>(image, head, begin + row) + width,
+                               packed_queries.get() + row * words * PER_WORD, Type::factor);
             float largest[QUERIES], total[QUERIES];
             std::fill_n(largest, QUERIES, -INFINITE);
             std::fill_n(total, QUERIES, 0.0f);
             std::fill_n(sums.get(), QUERIES * columns, 0.0f);
             for (int64_t from = 0; from < keys; from += KEYS) {
                 const int64_t there = std::min(KEYS, keys - from), wide = round_up(there, LANES);
-                multiply_tile<Type>(query_words, words, key_words + from, padded_keys, scores.get(), KEYS, rows, wide,
+                multiply_tile<Factor>(query_words, words, key_words + from, padded_keys, scores.get(), KEYS, rows, wide,
                                     words, false);
                 for (int64_t row = 0; row < rows; row++) {
                     float* line = scores.get() + row * KEYS;
                     std::fill(line + there, line + wide, -INFINITE);
-                    Value* weight = weights.get() + row * KEYS;
-                    const float shrink = weigh<Type>(line, wide, base_two, weight, largest[row], total[row]);
+                    Number* weight = weights.get() + row * KEYS;
+                    const float shrink = weigh<Factor>(line, wide, base_two, weight, largest[row], total[row]);
                     if (from)
                         for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
                 }
-                multiply_tile<Type>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns, columns,
+                multiply_tile<Factor>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns, columns,
                                     sums.get(), columns, rows, columns, wide / PER_WORD, true);
             }
             for (int64_t row = 0; row < real; row++) {
                 auto* target = const_cast<Value*>(out.at<Type>(image, head, begin + row));
                 for (int64_t i = 0; i < width; i += LANES) {
-                    const __m512 sum = _mm512_loadu_ps(sums.get() + row * columns + i);
-                    const __m512 mean = _mm512_div_ps(sum, _mm512_set1_ps(total[row]));
+                    const Floats mean = load(sums.get() + row * columns + i) / everywhere(total[row]);
                     Type::store(target + i, first(std::min(width - i, LANES)), mean);
                 }
             }
@@ -558,51 +568,46 @@ void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64
 
 extern "C" {
 
-// The smallest and the largest of `count` numbers and 0; both NaN where one of them is.
-void optsd_range(const void* x, int is_bfloat16, int64_t count, int threads, float* range) {
-    if (is_bfloat16)
-        find_range<BFloat16>(static_cast<const uint16_t*>(x), count, threads, range);
-    else
-        find_range<Float32>(static_cast<const float*>(x), count, threads, range);
+// `pictures` of `count` numbers each to bytes, of which `lowest` (0, or -128 for signed ones) stands for the smallest
+// number of a picture, with a scale and a zero point each. Returns 0 where one has no finite range, which is then in
+// `range`: from its smallest to its largest number, or NaN.
+int optsd_quantize(const void* x, int is_bfloat16, int64_t pictures, int64_t count, int lowest, int threads,
+                   uint8_t* out, float* scale, int32_t* zero_point, float* range) {
+    const auto run = is_bfloat16 ? quantize_each<BFloat16, Bytes> : quantize_each<Float32, Bytes>;
+    return run(x, pictures, count, lowest, threads, out, scale, zero_point, range);
 }
 
-// The low byte of x · factor + shift, where shift's last binary digit is worth 1.
-void optsd_quantize(const void* x, int is_bfloat16, int64_t count, float factor, float shift, int threads,
-                    uint8_t* out) {
-    if (is_bfloat16)
-        quantize<BFloat16>(static_cast<const uint16_t*>(x), count, factor, shift, threads, out);
-    else
-        quantize<Float32>(static_cast<const float*>(x), count, factor, shift, threads, out);
-}
-
-// A quantized layer: batch × height × width × channels of numbers, quantized into `bytes`, to batch × out_height ×
-// out_width × outputs of the same type. Where `x` is null, `bytes` are taken as they are, by `scale` and `zero_point`,
-// and the result is float32. `sizes`: batch, height, width, channels, outputs; the window's rows, columns, stride,
-// dilation (each y, x), top, left, out_height, out_width; inputs / 2 and group size of INT4. `multipliers`: null for
-// INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0, with `range` as optsd_range
-// gives it, where x has no finite range.
-int optsd_layer(const void* x, int is_bfloat16, uint8_t* bytes, float scale, int zero_point, const int8_t* weights,
-                const int8_t* multipliers, const float* weight_scale, const int32_t* column_sums, const float* bias,
-                const int64_t* sizes, int threads, float* range, void* out) {
-    const Picture picture{bytes, sizes[0], sizes[1], sizes[2], sizes[3]};
+// A quantized layer: pictures × height × width × channels of numbers, quantized picture by picture, to pictures ×
+// out_height × out_width × outputs of the same type. Where `x` is null, `bytes` are taken instead, with a scale and a
+// zero point for each picture, and the result is float32. `sizes`: pictures, height, width, channels, outputs; the
+// window's rows, columns, stride, dilation (each y, x), top, left, out_height, out_width; inputs / 2 and group size of
+// INT4. `multipliers`: null for INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0,
+// with `range` as optsd_quantize leaves it, where a picture has no finite range.
+int optsd_layer(const void* x, int is_bfloat16, const uint8_t* bytes, const float* scale, const int32_t* zero_point,
+                const int8_t* weights, const int8_t* multipliers, const float* weight_scale,
+                const int32_t* column_sums, const float* bias, const int64_t* sizes, int threads, float* range,
+                void* out) {
+    const int64_t count = sizes[1] * sizes[2] * sizes[3];
+    const auto integers = allocate<Integers::Value>(sizes[0] * count);
+    const auto scales_found = allocate<float>(sizes[0]);
+    const auto zeros_found = allocate<int32_t>(sizes[0]);
     if (x) {
-        // as optsd.quantization.schemes.quantize_activation does it
-        const int64_t count = picture.batch * picture.height * picture.width * picture.channels;
-        optsd_range(x, is_bfloat16, count, threads, range);
-        const double step = (double(range[1]) - range[0]) / 254;
-        if (!(step < INFINITE)) return 0;
-        const double by = std::max(step, 1e-30), zero = std::ceil(-range[0] / by);
-        optsd_quantize(x, is_bfloat16, count, float(1 / by), float(1.5 * (1 << 23) + zero), threads, bytes);
-        scale = float(by), zero_point = int(zero);
+        const auto run = is_bfloat16 ? quantize_each<BFloat16, Integers> : quantize_each<Float32, Integers>;
+        if (!run(x, sizes[0], count, 0, threads, integers.get(), scales_found.get(), zeros_found.get(), range))
+            return 0;
+        scale = scales_found.get(), zero_point = zeros_found.get();
+    } else {
+        std::copy_n(bytes, sizes[0] * count, integers.get());
     }
+    const Pictures pictures{integers.get(), sizes[0], sizes[1], sizes[2], sizes[3]};
     const Window window{sizes[5],  sizes[6],  sizes[7],  sizes[8],  sizes[9],
                         sizes[10], sizes[11], sizes[12], sizes[13], sizes[14]};
-    const Int8Weights int8{weights, window.rows * window.columns * picture.channels};
+    const Int8Weights int8{weights, window.rows * window.columns * pictures.channels};
     const Int4Weights int4{weights, multipliers, sizes[4], sizes[15], sizes[16]};
     const Scales scales{scale, zero_point, weight_scale, column_sums, bias};
     const auto run = [&](auto type, const auto& right) {
         using Type = decltype(type);
-        convolve<Type>(picture, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
+        convolve<Type>(pictures, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
     };
     const bool to_bfloat16 = x && is_bfloat16;
     if (multipliers)
@@ -617,11 +622,10 @@ void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, ui
 #pragma omp parallel for num_threads(threads_for(rows * width, threads))
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < width; i += LANES) {
-            const __mmask16 lanes = first(std::min(width - i, LANES));
+            const Lanes lanes = first(std::min(width - i, LANES));
             const uint16_t* from = x + row * 2 * width + i;
-            const __m512 gate = gelu(BFloat16::load(lanes, from + width));
-            const __m512 product = _mm512_mul_ps(BFloat16::load(lanes, from), gate);
-            BFloat16::store(out + row * width + i, lanes, product);
+            const Floats gate = gelu(BFloat16::load(lanes, from + width));
+            BFloat16::store(out + row * width + i, lanes, BFloat16::load(lanes, from) * gate);
         }
 }
 

@@ -56,7 +56,7 @@ class FlashAttnPackage:
 
 @dataclass(frozen=True)
 class CpuFlash:
-    """This project's own flash attention for CPUs with AVX-512 (`optsd.native`), in float32 and bfloat16."""
+    """This project's own flash attention for CPUs (`optsd.native`), in float32 and bfloat16."""
 
     name: str = "CPU flash"
 
@@ -165,7 +165,6 @@ KNOWN_OPERATORS = (
     "aten::_scaled_dot_product_attention_math",
     "aten::softmax",
     "optsd::quantized_layer",
-    "onednn::qlinear_pointwise",
     "optsd::int8_conv2d",
     "aten::_int_mm",
 )

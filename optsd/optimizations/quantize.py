@@ -110,5 +110,6 @@ def read_proof(denoiser: nn.Module, done: list[Conversion], technique: str) -> d
 def _quantizer(layers: list[QuantizedLayer]) -> str:
     if any(layer.scale.device.type != "cpu" for layer in layers):
         return "torch"
-    reason = native.refusal()
-    return f"torch ({reason})" if reason else "optsd.native"
+    if reason := native.refusal():
+        return f"torch ({reason})"
+    return f"optsd.native ({native.instruction_set().name})"

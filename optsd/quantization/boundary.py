@@ -19,7 +19,10 @@ KEPT_PRECISE = anatomy.NUMBERS
 
 
 def suits_bfloat16(module: nn.Module) -> bool:
-    """Whether bfloat16 between the layers is faster: a float32 model on a CPU that has instructions for it."""
+    """Whether bfloat16 between the layers is faster: a float32 model on a CPU that has instructions for it.
+
+    Without them it is no faster (docs/quantization.md), and what is not quantized is many times slower in torch.
+    """
     is_float32_on_cpu = all(
         parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in module.parameters()
     )
@@ -61,6 +64,8 @@ class FusedResnetBlock(ResnetBlock2D):
             and temb is not None
             and self.time_emb_proj is not None
             and all(type(norm) is nn.GroupNorm and norm.affine for norm in (self.norm1, self.norm2))
+            # weights that are offloaded lie elsewhere until the norm itself is called
+            and all(norm.weight.device == input_tensor.device for norm in (self.norm1, self.norm2))
             and type(self.nonlinearity) is nn.SiLU
         )
         if not is_plain or input_tensor.device.type != "cpu" or input_tensor.dtype != torch.bfloat16:

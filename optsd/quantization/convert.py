@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from optsd import anatomy
-from optsd.calls import plain_class, take_over
+from optsd.calls import Call, interpose, plain_class, take_over
 from optsd.errors import BadInput, NothingMatched, Unsupported
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 
@@ -99,8 +100,30 @@ def convert(
                 setattr(parent, attribute, replacements[child])
     for old, new in replacements.items():
         take_over(new, old)
+    keep_pictures_apart(module)
     keep_others_right(module)
     return Conversion(module, name, converted, left)
+
+
+def keep_pictures_apart(module: nn.Module) -> None:
+    """Compute what is left of Linear and Conv2d layers for one picture after the other, on the CPU.
+
+    There the last bits of a product depend on how many rows it has. That is nothing by itself, but the quantized layers
+    round: one bit can make another integer, and some layers later the picture is another by as much as quantization
+    changes it at all.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(layer, QuantizedLayer):
+            interpose(layer, OneByOne())
+
+
+class OneByOne:
+    """Before the calls of a layer: each of its first dimension in a call of its own, where there are several."""
+
+    def __call__(self, call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.device.type != "cpu" or len(x) < 2:
+            return call(x, *args, **kwargs)
+        return torch.cat([call(one, *args, **kwargs) for one in x.split(1)])
 
 
 def keep_others_right(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """How quantized layers are computed: one small interface, several kernels, the same integers under each of them.
 
 A kernel computes y = s·S·(Σ (q - z)·w) + b, where q and z are the activation's integers and zero point, w the weights'
-integers, s and S their scales. The sums are exact int32; only the last multiplication and addition are rounded.
+integers, s and S their scales; s and z are those of the row or the picture, S of the output. The sums are exact int32;
+only what follows them is rounded.
 """
 
 import functools
@@ -60,7 +61,7 @@ class Kernel:
 
     def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
         """x of any float type, quantized on the fly, to that type: a convolution with a window, without one linear."""
-        activation = quantize_activation(x, self.signed)
+        activation = quantize_activation(x, 1 if window else x.ndim - 1, self.signed)
         if window is not None:
             return self.conv2d(activation, weights, window, x.dtype)
         return self.linear(activation.as_rows(), weights, x.dtype).view(*x.shape[:-1], len(weights.scale))
@@ -78,13 +79,13 @@ class Kernel:
         return packed
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        """M × inputs to M × outputs of `dtype`."""
+        """M × inputs to M × outputs of `dtype`; a share may be several rows."""
         sums = self.matmul(rows.values, weights.integers.t())
-        factor = weights.scale * rows.scale
-        offset = (weights.column_sums * factor).mul_(-rows.zero_point)
-        if weights.bias is not None:
-            offset += weights.bias
-        return torch.addcmul(offset, sums, factor, out=torch.empty_like(sums, dtype=dtype))
+        shares = sums.view(len(rows.scale), rows.per_share, len(weights.scale))
+        shares.addcmul_(rows.zero_point[:, None, None], weights.column_sums, value=-1)
+        factor = weights.scale * rows.scale[:, None, None]
+        offset = torch.zeros_like(weights.scale) if weights.bias is None else weights.bias
+        return torch.addcmul(offset, shares, factor, out=torch.empty_like(shares, dtype=dtype)).view(sums.shape)
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
         """batch × channels × height × width to the same of `dtype`, channels last in memory.
@@ -166,19 +167,20 @@ class Native(Kernel):
         # Range, integers and product in one operator: what lies between three takes longer than a small layer.
         if x.shape[1 if window else -1] % 4 or not native.serves(x):
             return super().layer(x, weights, window)
-        return self._run(x, weights, window)
+        return self._run(x, weights, window, None, None)
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         # padded with anything: the weights there are 0
         values = functional.pad(rows.values, (0, -rows.values.shape[1] % 4))
-        return self._run(values, weights, None, rows.scale, rows.zero_point).to(dtype)
+        of_rows = (each.repeat_interleave(rows.per_share) for each in (rows.scale, rows.zero_point))
+        return self._run(values, weights, None, *of_rows).to(dtype)
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
         if image.values.shape[1] % 4:
             return super().conv2d(image, weights, window, dtype)
         return self._run(image.values, weights, window, image.scale, image.zero_point).to(dtype)
 
-    def _run(self, x: Tensor, weights: Weights, window: Window | None, scale: Any = 1.0, zero_point: Any = 0) -> Tensor:
+    def _run(self, x: Tensor, weights: Weights, window: Window | None, *scale_and_zero_point: Tensor | None) -> Tensor:
         moves: tuple[int, ...] = ()
         if window is None:
             x = x.contiguous()
@@ -186,54 +188,7 @@ class Native(Kernel):
             x = x.contiguous(memory_format=torch.channels_last)
             moves = window.moves(output_size(_padded_size(x, window), window))
         parts = (weights.integers, weights.multipliers, weights.scale, weights.column_sums, weights.bias)
-        return torch.ops.optsd.quantized_layer(x, *parts, moves, scale, zero_point)
-
-
-class OneDNN(Kernel):
-    """oneDNN's int8 linear layer by way of torch: weights in oneDNN's own order, scales and bias on the way out.
-
-    Weights so packed are opaque tensors: they have a size but no address, and come back through `unpack`. Its int8
-    convolution was no faster than this on windows (bench/test_layers.py), so there is one way for both.
-    """
-
-    name = "onednn"
-    signed = False
-
-    def refusal(self, device: torch.device, bits: int, groups: int) -> str:
-        if device.type != "cpu":
-            return f"oneDNN's int8 layers do not run on {device.type}"
-        if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-            return "this build of torch has no oneDNN"
-        if not torch.cpu._is_vnni_supported():
-            return "the CPU has no VNNI, without which oneDNN saturates its sums at 16 bits"
-        if bits != 8:
-            return "it wants its weights ahead of time, and INT4 is unpacked at each use"
-        if groups != 1:
-            return "convolutions in groups are left to torch._int_mm"
-        return ""
-
-    def pack(self, integers: Tensor) -> Tensor:
-        return torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
-
-    def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
-        return packed.to_dense().t().contiguous()
-
-    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            rows.values,
-            rows.scale,
-            rows.zero_point,
-            weights.integers,
-            weights.scale,
-            torch.zeros(len(weights.scale), dtype=torch.int64),  # the weights' zero points
-            weights.bias,
-            1.0,
-            0,
-            dtype,
-            "none",
-            [],
-            "",
-        )
+        return torch.ops.optsd.quantized_layer(x, *parts, moves, *scale_and_zero_point)
 
 
 class Triton(Kernel):
@@ -251,16 +206,14 @@ class Triton(Kernel):
         return _triton_problem() if groups == 1 else "convolutions in groups are left to torch._int_mm"
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        pixels = Activation(rows.values.t()[None, :, :, None], rows.scale, rows.zero_point)  # 1 × inputs × M × 1
-        out = self.conv2d(pixels, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
-        return out[0, :, :, 0].t()
+        pictures = Activation(rows.values[:, :, None, None], rows.scale, rows.zero_point)  # M of one pixel
+        out = self.conv2d(pictures, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
+        return out[:, :, 0, 0]
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
-        values, scalars = image.values, (image.scale, image.zero_point)
-        on_device = (torch.as_tensor(scalar, dtype=torch.float32, device=values.device) for scalar in scalars)
         parts = (weights.integers, weights.scale, weights.column_sums, weights.bias)
         moves = (window.kernel_size, window.stride, window.dilation, window.margins)
-        return torch.ops.optsd.int8_conv2d(values, *on_device, *parts, *moves, dtype)
+        return torch.ops.optsd.int8_conv2d(image.values, image.scale, image.zero_point, *parts, *moves, dtype)
 
 
 # An operator of torch, so that what follows tensors without numbers (an estimate, a compiler) knows its shape.
@@ -305,7 +258,7 @@ def _padded_size(image: Tensor, window: Window) -> torch.Size:
     return torch.Size((image.shape[2] + top + bottom, image.shape[3] + left + right))
 
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Native(), OneDNN(), Triton(), IntMM(), Reference())}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Native(), Triton(), IntMM(), Reference())}
 """In the order in which `choose` tries them."""
 
 
@@ -331,10 +284,7 @@ def pad(image: Activation, margins: tuple[int, int, int, int]) -> Tensor:
     left, right, top, bottom = margins
     batch, height, width, channels = values.shape
     padded = values.new_empty(batch, height + top + bottom, width + left + right, channels)
-    if isinstance(image.zero_point, Tensor):
-        padded.copy_(image.zero_point)
-    else:
-        padded.fill_(image.zero_point)
+    padded.copy_(image.zero_point[:, None, None, None])
     padded[:, top : top + height, left : left + width] = values
     return padded
 

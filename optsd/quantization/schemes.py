@@ -3,8 +3,9 @@
 Weights are matrices here, `outputs × inputs`; a convolution's inputs are its window, rows × columns × channels, so
 that a row of the matrix meets a window of a channels-last picture.
 
-Activations (W8A8 and W4A8 alike): q = round(x / s) + z in -128…127, one scale s and one zero point z for a whole
-tensor, taken from its smallest and largest value, so that the skewed range of SiLU and GELU is used in full.
+Activations (W8A8 and W4A8 alike): q = round(x / s) + z in -128…127, with a scale s and a zero point z for each row of
+a matrix (a token) and each picture of a convolution, taken from its smallest and largest value, so that the skewed
+range of SiLU and GELU is used in full. Of a batch no picture looks at another: alone it is painted the same.
 INT8 weights: q = round(w / s) in -127…127, one scale for each output.
 INT4 weights: two levels, after QServe (Lin et al., 2024). w ≈ s · m · q with q in -8…7, an integer m in 1…16 for each
 group of inputs, and one scale s for each output. m · q is an integer in -128…112: the weight unpacks to int8, and the
@@ -118,14 +119,24 @@ def unpack_int4(packed: Tensor, multipliers: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor quantized on the fly: x ≈ (values - zero_point) · scale. On a GPU scale and zero point stay there."""
+    """A tensor quantized on the fly: x ≈ (values - zero_point) · scale, where both belong to a share of the tensor.
+
+    Shares are equal and lie one after the other: the rows of a matrix, the pictures of a batch.
+    """
 
     values: Tensor  # int8 or uint8, the shape and memory format of x
-    scale: float | Tensor
-    zero_point: int | Tensor
+    scale: Tensor  # float32, shares
+    zero_point: Tensor  # int32, shares
+
+    @property
+    def per_share(self) -> int:
+        """How many of the first dimension make a share."""
+        return len(self.values) // max(len(self.scale), 1)
 
     def dequantize(self) -> Tensor:
-        return (self.values.float() - self.zero_point) * self.scale
+        """float32 of the shape of x."""
+        shares = self.values.reshape(len(self.scale), -1)
+        return ((shares.float() - self.zero_point[:, None]) * self.scale[:, None]).view(self.values.shape)
 
     def as_rows(self) -> "Activation":
         """The same with everything but the last dimension in one."""
@@ -136,31 +147,33 @@ ROUNDER = 1.5 * 2**23
 """Adding it to a float32 leaves that number, rounded to even, in the low bits of its representation."""
 
 
-def quantize_activation(x: Tensor, signed: bool = True) -> Activation:
-    """x of any float type to int8 by its own range, which always includes 0.
+def quantize_activation(x: Tensor, dimensions: int, signed: bool = True) -> Activation:
+    """x of any float type to int8, each share of it by its own range, which always includes 0.
 
-    `signed`: False gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU,
-    where looking would stall it, both become NaN in the output.
+    `dimensions`: how many of the first ones count the shares: 1 of pictures, all but the last of rows. `signed`: False
+    gives uint8, the same integers 128 higher. On the CPU NaN or infinity raises BadInput. On a GPU, where looking would
+    stall it, both become NaN in the output of their share.
     """
+    shares = math.prod(x.shape[:dimensions])
+    if native.serves(x):
+        return Activation(*native.quantize(x, shares, signed))
+    within = tuple(range(dimensions, x.ndim))
+    lowest, highest = x.amin(within, keepdim=True).clamp(max=0), x.amax(within, keepdim=True).clamp(min=0)
     if x.device.type != "cpu":
-        lowest, highest = x.amin().float().clamp(max=0), x.amax().float().clamp(min=0)
-        scale = ((highest - lowest) / STEPS).clamp(min=SMALLEST_SCALE)
-        zero_point = torch.ceil(-lowest / scale) - 128
-        values = torch.round(x.float() / scale + zero_point).clamp_(-128, 127).to(torch.int8)
-        return Activation(values, scale, zero_point)
-    is_native = native.serves(x)
-    low, high = native.value_range(x) if is_native else (min(x.amin().item(), 0.0), max(x.amax().item(), 0.0))
-    step = (high - low) / STEPS
-    if not step < torch.inf:
-        raise native.not_finite(low, high)
-    step = max(step, SMALLEST_SCALE)
-    zero = math.ceil(-low / step) - (128 if signed else 0)
-    # One addition scales, shifts and rounds: the integer is the low byte of the sum, with a sign or without.
-    if is_native:
-        values = native.round_to_bytes(x, 1 / step, ROUNDER + zero)
-    else:
-        values = torch.add(torch.tensor([ROUNDER + zero]), x, alpha=1 / step).view(torch.int32).to(torch.int8)
-    return Activation(values if signed else values.view(torch.uint8), step, zero)
+        scale = ((highest.float() - lowest.float()) / STEPS).clamp(min=SMALLEST_SCALE)
+        zero_point = torch.ceil(-lowest.float() / scale) - (128 if signed else 0)
+        values = torch.round(x.float() / scale + zero_point)
+        values = values.clamp_(-128, 127).to(torch.int8) if signed else values.clamp_(0, 255).to(torch.uint8)
+        return Activation(values, scale.view(shares), zero_point.view(shares).to(torch.int32))
+    step = (highest.double() - lowest.double()) / STEPS
+    if not (step < torch.inf).all():
+        raise native.not_finite(lowest.amin().item(), highest.amax().item())
+    step = step.clamp(min=SMALLEST_SCALE)
+    zero = torch.ceil(-lowest.double() / step) - (128 if signed else 0)
+    # One addition shifts and rounds: the integer is the low byte of the sum, with a sign or without.
+    values = (x * (1 / step).float()).add_((zero + ROUNDER).float()).view(torch.int32).to(torch.int8)
+    values = values if signed else values.view(torch.uint8)
+    return Activation(values, step.float().view(shares), zero.view(shares).to(torch.int32))
 
 
 STEPS = 254

@@ -20,7 +20,7 @@ from optsd.files import write_atomically
 from optsd.patching import Pipeline
 from optsd.quantization import INDEX, WEIGHTS
 from optsd.quantization.boundary import boundary_of, compute_in_bfloat16
-from optsd.quantization.convert import keep_others_right
+from optsd.quantization.convert import keep_others_right, keep_pictures_apart
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
 
@@ -114,6 +114,7 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     component.load_state_dict(tensors, strict=False, assign=True)
     if row["casts"]:
         compute_in_bfloat16(component)
+    keep_pictures_apart(component)
     keep_others_right(component)
     return component.eval()
 

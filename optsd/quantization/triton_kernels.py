@@ -12,7 +12,7 @@ from optsd.quantization.schemes import Activation
 def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype) -> Tensor:
     """batch × channels × height × width to batch × outputs × `size`, channels last in memory.
 
-    The picture's scale and zero point are float32 tensors on its device.
+    Each picture has its scale and its zero point, on its device.
     """
     values = image.values.permute(0, 2, 3, 1).contiguous()
     integers = weights.integers
@@ -67,8 +67,8 @@ def _conv2d(
     scale,  # float32, outputs
     column_sums,  # int32, outputs
     bias,  # float32, outputs; not read without HAS_BIAS
-    image_scale,  # float32, 1
-    zero_point,  # float32, 1
+    image_scale,  # float32, batch
+    zero_point,  # int32, batch
     out,  # batch × rows × columns × outputs
     positions,
     height,
@@ -95,7 +95,7 @@ def _conv2d(
     column = position % columns
     row = (position // columns) % rows
     batch = position // (columns * rows)
-    zero = tl.load(zero_point)
+    zero = tl.load(zero_point + batch, position < positions, other=0)
     quantized_zero = zero.to(tl.int8)
     sums = tl.full((BLOCK_M, BLOCK_N), 0, tl.int32)
     for y in range(KERNEL_ROWS):
@@ -109,7 +109,7 @@ def _conv2d(
                 channel = first + tl.arange(0, BLOCK_K)
                 there = channel < channels
                 window = tl.load(image + pixel[:, None] + channel[None, :], inside[:, None] & there[None, :], other=0)
-                window = tl.where(inside[:, None], window, quantized_zero)  # the border is a quantized 0
+                window = tl.where(inside[:, None], window, quantized_zero[:, None])  # the border is a quantized 0
                 weight = tl.load(
                     integers + output[None, :] * by_output + (tap + channel)[:, None] * by_input,
                     (output < outputs)[None, :] & there[:, None],
@@ -117,10 +117,11 @@ def _conv2d(
                 )
                 sums = tl.dot(window, weight, sums, out_dtype=tl.int32)
     is_output = output < outputs
-    factor = tl.load(scale + output, is_output, other=0.0) * tl.load(image_scale)
-    offset = -tl.load(column_sums + output, is_output, other=0).to(tl.float32) * factor * zero
+    column_sum = tl.load(column_sums + output, is_output, other=0)
+    by_picture = tl.load(image_scale + batch, position < positions, other=0.0)
+    factor = tl.load(scale + output, is_output, other=0.0)[None, :] * by_picture[:, None]
+    result = (sums - zero[:, None] * column_sum[None, :]).to(tl.float32) * factor
     if HAS_BIAS:
-        offset += tl.load(bias + output, is_output, other=0.0)
-    result = sums.to(tl.float32) * factor[None, :] + offset[None, :]
+        result += tl.load(bias + output, is_output, other=0.0)[None, :]
     target = out + position[:, None].to(tl.int64) * outputs + output[None, :]
     tl.store(target, result.to(out.dtype.element_ty), (position < positions)[:, None] & is_output[None, :])

@@ -3,8 +3,9 @@
 from functools import cache
 
 import pytest
+import small_pipelines
 
-from optsd.estimate import Estimate, estimate
+from optsd.estimate import Estimate, architectures, estimate
 from optsd.records import Workload
 
 
@@ -25,7 +26,8 @@ def fused() -> Estimate:
     return _guide("sdpa")
 
 
-@pytest.fixture(scope="session")
-def small() -> Workload:
-    """The shipped model's, for a GPU."""
-    return Workload("shapes", "cuda", "float16", 20, 5.0, 64, 64, 2)
+@pytest.fixture
+def small(monkeypatch) -> Workload:
+    """A tiny SD 1.5's, for a GPU: traced in a second."""
+    monkeypatch.setitem(architectures.NAMED, "small", small_pipelines.CLASSES["SD 1.5"])
+    return Workload("small", "cuda", "float16", 20, 5.0, 16, 16, 2)

@@ -3,20 +3,28 @@ import re
 from pathlib import Path
 
 import pytest
+import small_pipelines
 
 from optsd.errors import BadInput
+from optsd.estimate import architectures
 from optsd.estimate.command import NEWEST_ASKED_FOR, main
 from optsd.report.findings import ESTIMATED
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """`sd15` is traced in a second."""
+    monkeypatch.setitem(architectures.NAMED, "sd15", small_pipelines.CLASSES["SD 1.5"])
+
+
 def test_tables(capsys):
-    words = ["--model", "shapes", "--variant", "flash", "--device", "rtx4090,a100", "--steps", "2", "--details"]
+    words = ["--variant", "flash", "--device", "rtx4090,a100", "--size", "16", "--steps", "2", "--details"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == printed.splitlines()[-1] == ESTIMATED
-    assert "shapes, float16, 64×64, batch 4, 2 steps, guidance 7.5" in printed
+    assert "sd15, float16, 16×16, batch 4, 2 steps, guidance 7.5" in printed
     heads, *rows = (line.split("  ") for line in printed.splitlines()[3:6])
     assert [row[0].strip() for row in rows] == ["rtx4090", "a100"]
     assert {"at best", "today", "peak"} <= {head.strip() for head in heads}
@@ -27,14 +35,14 @@ def test_tables(capsys):
 
 
 def test_a_cpu_has_memory_only(capsys):
-    assert main(["--model", "shapes", "--device", "cpu", "--steps", "1", "--batch-size", "1"]) == 0
+    assert main(["--device", "cpu", "--size", "16", "--steps", "1", "--batch-size", "1"]) == 0
     printed = capsys.readouterr().out
     assert "float32" in printed
     assert "roofline" not in printed
 
 
 def test_json(capsys):
-    assert main(["--model", "shapes", "--steps", "1", "--json"]) == 0
+    assert main(["--size", "16", "--steps", "1", "--json"]) == 0
     rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["peak_memory_bytes"]["value"] > 0
     assert rows["speedup"]["value"] == pytest.approx(1)
@@ -42,7 +50,7 @@ def test_json(capsys):
 
 
 def test_options_are_spelled_as_in_the_benches(capsys):
-    words = ["--model", "shapes", "--steps", "1", "--json", "--batch-size", "1"]
+    words = ["--size", "16", "--steps", "1", "--json", "--batch-size", "1"]
     assert (
         main([*words, "--variant", "flash, int8", "--variant=flash", "--device", "estimate:rtx4090", "--dtype", "fp16"])
         == 0

@@ -16,28 +16,22 @@ def bench(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
-def test_an_estimate_runs_nothing_and_says_what_could_be(tmp_path: Path) -> None:
-    result = bench("--device=estimate:a100", "--variant=flash,compile", "--preset=guide", f"--output={tmp_path}")
-    assert result.returncode == 0, result.stdout[-2000:]
-    assert "2 passed, 1 skipped" in result.stdout
-    found = Results.read(tmp_path / "results.json")
-    assert found.workload.device == "estimate:a100"
-    assert found.workload.dtype == "float16"
-    assert found.get("flash", "latency_s").value < found.get("baseline", "latency_s").value
-    assert found.get("flash", "latency_s").note.startswith("estimate, at best")
-    assert found.failures[0]["reason"].startswith("compile cannot be estimated")
-    assert {"flash", "int8"} <= {row["variant"] for row in found.bounds}  # what the guide claims, on this GPU
-    assert "Nothing was run: these figures are estimates" in (tmp_path / "index.html").read_text(encoding="utf-8")
-
-
 @pytest.mark.slow
-def test_the_guides_claims_without_a_gpu(tmp_path: Path) -> None:
-    result = bench("--device=estimate", "--model=sd15", "--variant=int8", "--claims", f"--output={tmp_path}")
-    assert result.returncode == 1
+def test_an_estimate_runs_nothing_and_judges_the_guides_claims(tmp_path: Path) -> None:
+    options = ("--device=estimate:a100", "--model=sd15", "--variant=int8,compile", "--claims")
+    result = bench(*options, f"--output={tmp_path}")
+    assert result.returncode == 1, result.stdout[-2000:]
+    assert "3 passed, 1 skipped" in result.stdout
     assert "UNATTAINABLE int8 memory_reduction: at most 0.16: baseline 6.20 GiB" in result.stdout
     found = Results.read(tmp_path / "results.json")
+    assert (found.workload.device, found.workload.dtype) == ("estimate:a100", "float16")
+    assert found.get("int8", "weight_bytes").value < found.get("baseline", "weight_bytes").value
+    assert found.get("int8", "latency_s").note.startswith("estimate, at best")
+    assert found.failures[0]["reason"].startswith("compile cannot be estimated")
     assert {row["status"] for row in found.bounds if row["metric"] == "speedup"} == {"possible"}
-    assert "What could be true at best?" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "What could be true at best?" in page
+    assert "Nothing was run: these figures are estimates" in page
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_quality_alone_has_time_for_more_images(monkeypatch, images: int | None,
 
 @pytest.mark.slow
 def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, shared: Path, coco_captions: Path) -> None:
-    """Two workers that share the work, then one with a store of its own, then again from the store: the same results.
+    """Two workers that share the work, then one with a store of its own: the same results.
 
     The model is a stranger with random weights, so it is asked for COCO's prompts and judged by the standard networks.
     """
@@ -77,13 +77,12 @@ def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, sha
     for name, more in {
         "two": ["-n", 2, "--image-store", tmp_path / "shared"],
         "one": ["--image-store", tmp_path / "own"],
-        "again": ["--image-store", tmp_path / "shared"],
     }.items():
         done = _run(*options, *more, "--output", tmp_path / name)
         assert done.returncode == 0, done.stdout + done.stderr
         results[name] = json.loads((tmp_path / name / "results.json").read_text())
     rows = {name: _rows(found) for name, found in results.items()}
-    assert rows["two"] == rows["one"] == rows["again"]
+    assert rows["two"] == rows["one"]
     assert {metric for variant, metric in rows["one"] if variant == "sdpa"} >= {
         "lpips",
         "ssim",

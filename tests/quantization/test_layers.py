@@ -26,7 +26,8 @@ def expected(layer: nn.Module, quantized: nn.Module, x: torch.Tensor) -> torch.T
     if mode != "zeros":
         x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         exact.padding, exact.padding_mode = 0, "zeros"
-    return exact(quantize_activation(x).dequantize().double()).float()
+    dimensions = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
+    return exact(quantize_activation(x, dimensions).dequantize().double()).float()
 
 
 def agree(layer: nn.Module, bits: int, x: torch.Tensor, kernel: str = "auto", group_size: int = 32) -> None:
@@ -147,11 +148,21 @@ def int8_weights(kernel: kernels.Kernel, integers: torch.Tensor) -> kernels.Weig
     return kernels.Weights(kernel.pack(integers), torch.ones(len(integers)), sums, None)
 
 
-def activation(kernel: kernels.Kernel, values: torch.Tensor, zero_point: int) -> Activation:
-    """Of scale 1, with the integers as the kernel takes them."""
+def activation(kernel: kernels.Kernel, values: torch.Tensor, zero_point: torch.Tensor) -> Activation:
+    """A share for each of the first dimension, of scales that are powers of two; integers as the kernel takes them."""
+    scale = powers_of_two(len(values))
     if kernel.signed:
-        return Activation(values, 1.0, zero_point)
-    return Activation((values.int() + 128).to(torch.uint8), 1.0, zero_point + 128)
+        return Activation(values, scale, zero_point)
+    return Activation((values.int() + 128).to(torch.uint8), scale, zero_point + 128)
+
+
+def powers_of_two(shares: int) -> torch.Tensor:
+    """One scale in four, one in two and one whole, in turn: what is multiplied by them stays exact."""
+    return 2.0 ** (torch.arange(shares) % 3 - 2)
+
+
+def zero_points(shares: int, first: int) -> torch.Tensor:
+    return ((torch.arange(shares) * 37 + first + 128) % 256 - 128).int()
 
 
 def random_int8(*shape: int, seed: int) -> torch.Tensor:
@@ -168,10 +179,11 @@ def random_int8(*shape: int, seed: int) -> torch.Tensor:
 )
 def test_kernels_give_the_reference_integers_in_linear(rows, inputs, outputs, zero_point, seed) -> None:
     x, integers = random_int8(rows, inputs, seed=seed), random_int8(outputs, inputs, seed=seed + 1)
-    wanted = ((x.long() - zero_point) @ integers.long().t()).float()
+    zeros = zero_points(rows, zero_point)
+    wanted = ((x.long() - zeros[:, None]) @ integers.long().t()).float() * powers_of_two(rows)[:, None]
     for kernel in KERNELS_HERE:
         weights = int8_weights(kernel, integers)
-        given_back = kernel.linear(activation(kernel, x, zero_point), weights, torch.float32)
+        given_back = kernel.linear(activation(kernel, x, zeros), weights, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
         assert torch.equal(kernel.unpack(weights.integers, *integers.shape), integers), kernel.name
 
@@ -190,14 +202,15 @@ def test_kernels_give_the_reference_integers_in_conv2d(
     channels, kernel_size, stride, dilation, margins, zero_point, seed
 ) -> None:
     window = kernels.Window(kernel_size, stride, dilation, margins, 1)
-    x = random_int8(2, channels[0], 7, 6, seed=seed)
+    x, zeros = random_int8(2, channels[0], 7, 6, seed=seed), zero_points(2, zero_point)
     integers = random_int8(channels[1], kernel_size[0] * kernel_size[1] * channels[0], seed=seed + 1)
-    padded = nn.functional.pad(x.double() - zero_point, margins)
+    padded = nn.functional.pad(x.double() - zeros[:, None, None, None], margins)
     filters = integers.double().unflatten(1, (*kernel_size, -1)).permute(0, 3, 1, 2)
     wanted = nn.functional.conv2d(padded, filters, stride=stride, dilation=dilation).float()
+    wanted *= powers_of_two(2)[:, None, None, None]
     for kernel in KERNELS_HERE:
         weights = int8_weights(kernel, integers)
-        given_back = kernel.conv2d(activation(kernel, x, zero_point), weights, window, torch.float32)
+        given_back = kernel.conv2d(activation(kernel, x, zeros), weights, window, torch.float32)
         assert torch.equal(given_back, wanted), kernel.name
         assert torch.equal(kernel.unpack(weights.integers, *integers.shape), integers), kernel.name
 
@@ -205,8 +218,10 @@ def test_kernels_give_the_reference_integers_in_conv2d(
 def test_the_largest_sums_do_not_overflow() -> None:
     integers = torch.full((17, 23040), -128, dtype=torch.int8)  # SD's widest window: 2,560 channels of 3 × 3
     for kernel in KERNELS_HERE:
-        sums = kernel.linear(activation(kernel, integers, 0), int8_weights(kernel, integers), torch.float32)
-        assert (sums == 128 * 128 * 23040).all(), kernel.name
+        for zero in (0, 127):
+            x = activation(kernel, integers, torch.full((17,), zero, dtype=torch.int32))
+            sums = kernel.linear(x, int8_weights(kernel, integers), torch.float32)
+            assert (sums == ((128 + zero) * 128 * 23040 * powers_of_two(17))[:, None]).all(), kernel.name
 
 
 def test_a_window_larger_than_the_picture_is_refused() -> None:
@@ -222,8 +237,8 @@ def test_unknown_kernel() -> None:
 def test_a_kernel_that_cannot_run_there() -> None:
     with pytest.raises(Unsupported, match="kernel int_mm cannot run INT8 on meta: torch._int_mm does not run on meta"):
         kernels.choose(torch.device("meta"), "int_mm")
-    with pytest.raises(Unsupported, match="kernel onednn cannot run INT4 on cpu: .*; use auto"):
-        kernels.choose(CPU, "onednn", bits=4)
+    with pytest.raises(Unsupported, match="kernel triton cannot run INT4 on cpu: .*; use auto"):
+        kernels.choose(CPU, "triton", bits=4)
 
 
 def test_layers_can_be_sent_to_another_process() -> None:

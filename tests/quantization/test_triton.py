@@ -52,7 +52,11 @@ def random_int8(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("zero_point", [-128, 5])
 def test_conv2d_equals_the_reference(window, inputs, outputs, zero_point, device) -> None:
     integers = random_int8(outputs, window.kernel_size[0] * window.kernel_size[1] * inputs).to(device)
-    image = Activation(random_int8(2, inputs, 6, 5).to(device), 1.0, zero_point)
+    image = Activation(
+        random_int8(2, inputs, 6, 5).to(device),
+        torch.tensor([1.0, 0.5], device=device),
+        torch.tensor([zero_point, zero_point + 9], dtype=torch.int32, device=device),
+    )
     sums = integers.sum(1, dtype=torch.int32)
     weights = kernels.Weights(integers, torch.ones(outputs, device=device), sums, None)
     wanted = kernels.Reference().conv2d(image, weights, window, torch.float32)
@@ -63,7 +67,9 @@ def test_conv2d_equals_the_reference(window, inputs, outputs, zero_point, device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_linear_scales_and_adds_the_bias(dtype, device) -> None:
     rows = Activation(
-        random_int8(70, 40).to(device), torch.tensor(0.02, device=device), torch.tensor(3.0, device=device)
+        random_int8(70, 40).to(device),
+        torch.rand(70, device=device) / 50,
+        torch.randint(-128, 128, (70,), dtype=torch.int32, device=device),
     )
     integers, scale = random_int8(24, 40).to(device), torch.rand(24, device=device) / 100
     weights = kernels.Weights(integers, scale, integers.sum(1, dtype=torch.int32), torch.randn(24, device=device))
