@@ -37,6 +37,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
+from replays import EXECUTED
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -288,13 +289,14 @@ def test_acts(act, before, make, promised, row_of_document):
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("name", EXECUTED)
 @_marked(CASES)
-def test_acts_on_a_compiled_pipeline(act, before, make, row_of_document):
+def test_acts_on_a_pipeline_that_was_read_before(act, before, name, make, row_of_document):
     """Seconds each: `pytest tests/optimizations/test_contact.py -m compiled`."""
     wanted = [draw(AFTER[act](make()), seed) for seed in (0, 1)]
     promise = 0.05 if "bfloat16" in act else 1e-4
     row_of_document(
         "contact.md",
-        f"compile: {label(act, before)}",
-        [outcome(make, draw, "compile", AFTER[act], before, wanted, promise)],
+        f"{name}: {label(act, before)}",
+        [outcome(make, draw, name, AFTER[act], before, wanted, promise)],
     )

@@ -4,20 +4,20 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import accelerate
 import peft
 import torch
+from replays import executed_here
 from torch import Tensor
 
 import optsd
 from optsd import anatomy
 from optsd.calls import plain_class
 from optsd.errors import OptsdError
-from optsd.optimizations.compile import Compile
 from optsd.variants import Variant, parse
 
 
@@ -179,10 +179,9 @@ def label(act: str, before: bool) -> str:
 
 
 def technique(name: str) -> Variant:
-    """Compiled without inductor, which takes minutes."""
+    """Compiled without inductor, which takes minutes, and replayed without a GPU."""
     variant = parse(name)
-    steps = (replace(step, backend="eager") if isinstance(step, Compile) else step for step in variant.steps)
-    return Variant(variant.name, tuple(steps))
+    return Variant(variant.name, tuple(map(executed_here, variant.steps)))
 
 
 def error(output: Tensor, wanted: Tensor) -> float:
