@@ -2,11 +2,18 @@
 
 import argparse
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from optsd import models, workloads
+from optsd.errors import BadInput
 from optsd.files import check_writable, write_atomically
+from optsd.models.shapes import PIPELINES
 from optsd.records import Workload
+from optsd.report.text import proof_lines
 from optsd.tune import answer
 from optsd.variants import chosen
 
@@ -55,22 +62,58 @@ def main(arguments: list[str]) -> int:
     from optsd.measure.run import run_batch
     from optsd.measure.seeds import fix_seeds
     from optsd.quality.store import to_png
+    from optsd.variants import parse
 
-    fix_seeds()
     for name in names:
-        pipe = models.load(given.model, given.device, given.dtype, text_to_image=True)
-        patch = optsd.apply(pipe, name)
-        pipe.set_progress_bar_config(disable=False)
-        dtype = str(pipe.dtype).removeprefix("torch.")
-        workload = Workload(source.name, pipe.device.type, dtype, steps, guidance, height, width, 1, given.seed)
-        # One call a picture: what a prompt gives does not depend on the prompts beside it.
-        for index, prompt in enumerate(given.prompts):
-            drawn = run_batch(pipe, workload, [prompt], first=index, output_type="np")
-            check_pictures(drawn, name)
-            words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-            folder = given.output / name if len(names) > 1 else given.output
-            file = folder / f"{index:04d}-{words}.png"
-            write_atomically(file, to_png((drawn[0] * 255).round().astype("uint8")))
-            print(file)
-        print(f"{name}: touched {len(patch.touched)} modules; {patch.proof}")
+        parse(name)  # what cannot be combined is refused before anything is loaded
+    if source.name in PIPELINES:
+        _warn_of_strange_prompts(given.prompts, source.name)
+    fix_seeds()
+    total = len(names) * len(given.prompts) * steps
+    for number, name in enumerate(names):
+        files = []
+        with _progress(total, number * len(given.prompts) * steps) as at:
+            at(f"{name}: loading {source.name}", 0)
+            pipe = models.load(given.model, given.device, given.dtype, text_to_image=True)
+            patch = optsd.apply(pipe, name)
+            dtype = str(pipe.dtype).removeprefix("torch.")
+            workload = Workload(source.name, pipe.device.type, dtype, steps, guidance, height, width, 1, given.seed)
+            # One call a picture: what a prompt gives does not depend on the prompts beside it.
+            for index, prompt in enumerate(given.prompts):
+                picture = f"{name}: picture {index + 1} of {len(given.prompts)}"
+                at(picture, index * steps)
+                done = partial(_step, at, picture, index * steps, steps)
+                drawn = run_batch(pipe, workload, [prompt], first=index, on_step=done, output_type="np")
+                check_pictures(drawn, name)
+                words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+                folder = given.output / name if len(names) > 1 else given.output
+                files.append(folder / f"{index:04d}-{words}.png")
+                write_atomically(files[-1], to_png((drawn[0] * 255).round().astype("uint8")))
+        print(*files, sep="\n")
+        print(f"{name}: {len(patch.touched)} modules touched", *proof_lines(patch.proof), sep="\n")
     return 0
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[str, int], None]]:
+    """One bar over the steps of all pictures, on the terminal; nothing in a pipe, and nothing is left of it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text, steps: bar.update(task, description=text, completed=done + steps)
+
+
+def _step(at: Callable[[str, int], None], picture: str, before: int, steps: int, step: int) -> None:
+    at(picture, before + min(step, steps))  # some schedulers take one more than they are asked for
+
+
+def _warn_of_strange_prompts(prompts: list[str], model: str) -> None:
+    from optsd.quality.objects import parse
+
+    for prompt in prompts:
+        try:
+            parse(prompt)
+        except BadInput as error:
+            print(f"{model} knows coloured shapes only: {error}", file=sys.stderr)

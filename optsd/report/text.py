@@ -49,6 +49,19 @@ def in_words(machine: Mapping[str, Any]) -> list[str]:
     return [line for line in said if line]
 
 
+def proof_lines(proof: Mapping[str, Any]) -> list[str]:
+    """What a technique counted while it ran, a line for each."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} ({said(each)})" for name, each in value.items()) or "none"
+        if isinstance(value, list | tuple):
+            return ", ".join(map(said, value)) or "none"
+        return str(value)
+
+    return [f"  {name.replace('_', ' ')}: {said(value)}" for name, value in proof.items()]
+
+
 def table_md(results: Results) -> str:
     """The main table with every quality column, the reasons for each `-`, and every verdict."""
     parts = [f"Workload: {escape(describe(results.workload))}", *map(escape, disturbances(results)), _figures(results)]
