@@ -154,7 +154,7 @@ def test_the_integers_are_those_of_torch(shape, by_row, dtype, signed, magnitude
     dimensions = len(shape) - 1 if by_row else min(1, len(shape) - 1)
     x = numbers(*shape, seed=seed)
     x = (x * magnitude * numbers(*shape[:dimensions], *[1] * (len(shape) - dimensions), seed=seed + 1)).to(dtype)
-    if x.ndim == 4 and not by_row:
+    if x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     mine = schemes.quantize_activation(x, dimensions, signed)
     with pytest.MonkeyPatch.context() as patch:

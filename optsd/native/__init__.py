@@ -97,7 +97,7 @@ def serves(x: Tensor) -> bool:
 
 
 def quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Bytes of x's shape and memory format, and the scales and zero points of its first dimensions' `shares`.
+    """Bytes of x's shape and memory format, and scales and zero points of its `shares`, which lie one after the other.
 
     Raises BadInput where a share has no finite range.
     """
@@ -152,7 +152,7 @@ def _empty_quantized(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tens
 @_operator("quantize(Tensor x, int shares, bool signed) -> (Tensor, Tensor, Tensor)", _empty_quantized)
 def _quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
     values, scale, zero_point = _empty_quantized(x, shares, signed)
-    if x.numel() % max(shares, 1) or not serves(x):
+    if x.numel() % max(shares, 1) or not serves(x) or not (x.is_contiguous() or shares in (1, len(x))):
         raise ValueError(f"quantize does not fit these: {x.dtype} {tuple(x.shape)} in {shares} shares")
     ends = (ctypes.c_float * 2)()
     sizes, lowest, threads = (shares, x.numel() // max(shares, 1)), -128 if signed else 0, torch.get_num_threads()
