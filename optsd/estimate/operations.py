@@ -80,6 +80,7 @@ def _quantized_layer(x: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
 
 
 @rule("optsd::quantize", "optsd::geglu", "optsd::group_norm_silu")
+@rule("optsd::int8_rows", "optsd::int8_ranges", "optsd::int8_integers")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from optsd import native
 from optsd.errors import BadInput, Unsupported
+from optsd.quantization import quantizing
 from optsd.quantization.schemes import Activation, quantize_activation
 
 Pair = tuple[int, int]  # rows, columns
@@ -61,10 +62,14 @@ class Kernel:
 
     def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
         """x of any float type, quantized on the fly, to that type: a convolution with a window, without one linear."""
-        activation = quantize_activation(x, 1 if window else x.ndim - 1, self.signed)
+        activation = self.quantize(x, 1 if window else x.ndim - 1)
         if window is not None:
             return self.conv2d(activation, weights, window, x.dtype)
         return self.linear(activation.as_rows(), weights, x.dtype).view(*x.shape[:-1], len(weights.scale))
+
+    def quantize(self, x: Tensor, dimensions: int) -> Activation:
+        """See `schemes.quantize_activation`."""
+        return quantize_activation(x, dimensions, self.signed)
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """int8 M×K times int8 K×N: exact int32 M×N."""
@@ -133,14 +138,8 @@ class IntMM(Kernel):
                 # The stride of a dimension of 1 may be anything, and torch 2.11 multiplies by it all the same.
                 left, right = (each.clone(memory_format=torch.contiguous_format) for each in (left, right))
             return torch._int_mm(left, right)
-        # cuBLASLt wants more than 16 rows, and inputs and outputs in multiples of 8.
-        rows, inputs = left.shape
-        outputs = right.shape[1]
-        more = (max(17 - rows, 0), -inputs % 8, -outputs % 8)
-        if any(more):
-            left = functional.pad(left, (0, more[1], 0, more[0]))
-            right = functional.pad(right, (0, more[2], 0, more[1]))
-        return torch._int_mm(left, right)[:rows, :outputs]
+        rows, outputs = len(left), right.shape[1]
+        return torch._int_mm(*for_cublas(left, right))[:rows, :outputs]
 
 
 class Native(Kernel):
@@ -201,9 +200,12 @@ class Triton(Kernel):
             return f"Triton does not run on {device.type}"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 5):
-            return "the GPU has no int8 tensor cores (compute capability 7.5)"
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+            return "Triton multiplies integers from compute capability 8.0 on"
         return _triton_problem() if groups == 1 else "convolutions in groups are left to torch._int_mm"
+
+    def quantize(self, x: Tensor, dimensions: int) -> Activation:
+        return quantizing.quantize(x, dimensions)
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         pictures = Activation(rows.values[:, :, None, None], rows.scale, rows.zero_point)  # M of one pixel
@@ -274,6 +276,20 @@ def choose(device: torch.device, name: str = "auto", bits: int = 8, groups: int 
     if reason := KERNELS[name].refusal(device, bits, groups):
         raise Unsupported(f"kernel {name} cannot run INT{bits} on {device}: {reason}", "use auto")
     return KERNELS[name]
+
+
+def for_cublas(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 M×K and K×N as cuBLASLt takes them on every GPU, with zeros where there were too few.
+
+    It wants more than 16 rows, inputs and outputs in multiples of 8, and each output's weights side by side: another
+    order is refused by one GPU or another. 17 rows have given wrong sums in the past; 32 are a tile.
+    """
+    rows, inputs, by_output = len(left), -left.shape[1] % 8, right.t()
+    if inputs or rows <= 16:
+        left = functional.pad(left, (0, inputs, 0, 32 - rows if rows <= 16 else 0))
+    if inputs or len(by_output) % 8:
+        by_output = functional.pad(by_output, (0, inputs, 0, -len(by_output) % 8))
+    return left.contiguous(), by_output.contiguous().t()
 
 
 def pad(image: Activation, margins: tuple[int, int, int, int]) -> Tensor:

@@ -8,6 +8,12 @@ from torch import Tensor
 from optsd.quantization.kernels import Pair, Weights, Window
 from optsd.quantization.schemes import Activation
 
+TILES = ((128, 128, 64, 8), (64, 64, 64, 8))
+"""Rows, columns, depth and warps: tall for the many pixels of large pictures, small where few would fill no GPU.
+
+Four warps for the small one would spill registers on compute capability 8.0 and 12.0.
+"""
+
 
 def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype) -> Tensor:
     """batch × channels × height × width to batch × outputs × `size`, channels last in memory.
@@ -21,8 +27,7 @@ def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtyp
     outputs = len(integers)
     out = torch.empty(batch, rows, columns, outputs, dtype=dtype, device=values.device)
     positions = batch * rows * columns
-    # Tall tiles for the many pixels of large pictures, small ones where there would be too few to fill the GPU.
-    block_m, block_n, warps = (128, 128, 8) if positions >= 4096 else (64, 64, 4)
+    block_m, block_n, block_k, warps = TILES[0 if positions >= 4096 else 1]
     grid = (-(-positions // block_m), -(-outputs // block_n))
     launch = _conv2d[grid]
     with torch.cuda.device_of(values):  # Triton launches on the current GPU, whichever one holds the tensors
@@ -52,7 +57,7 @@ def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtyp
             weights.bias is not None,
             block_m,
             block_n,
-            64,
+            block_k,
             num_warps=warps,
         )
     return out.permute(0, 3, 1, 2)

@@ -2,10 +2,12 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from optsd.errors import Unsupported
 from optsd.optimizations import compile as compiling
 from optsd.optimizations.compile import Compile
+from optsd.quantization.layers import quantize_layer
 
 
 def test_compiled_output_seconds_and_undo(small_unet, bare, denoise):
@@ -22,6 +24,23 @@ def test_compiled_output_seconds_and_undo(small_unet, bare, denoise):
     patch.undo()
     assert unet.conv_in.weight.is_contiguous()
     assert torch.equal(denoise(unet), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_layers_are_compiled_once(bits):
+    """What counts their calls is no part of what was compiled: it would be compiled anew for each number."""
+    layers = torch.nn.Sequential(*(quantize_layer(torch.nn.Linear(32, 32), bits, 32, "reference") for _ in range(2)))
+    compiled = CompileCounter()
+    run = torch.compile(layers, backend=compiled)
+    x = torch.randn(4, 32)
+    with torch.no_grad():
+        expected = layers(x)
+        run(x)
+        once = compiled.frame_count  # in parts, as on a CPU quantizing looks for what is not finite
+        for _ in range(4):
+            torch.testing.assert_close(run(x), expected)
+    assert compiled.frame_count == once > 0
+    assert [layer.kernel_calls for layer in layers] == [1, 1]
 
 
 @pytest.mark.slow

@@ -245,3 +245,36 @@ def test_layers_can_be_sent_to_another_process() -> None:
     layer = quantize_layer(nn.Linear(8, 8), 4, 4)
     x = torch.randn(1, 8)
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))  # noqa: S301 - our own bytes
+
+
+@pytest.mark.parametrize("weights", ["inputs together", "outputs together"])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 8, 8), (16, 320, 64), (17, 77, 13), (100, 64, 3), (5, 9, 8)]
+)
+def test_cublas_gets_the_shapes_and_the_order_that_it_takes(rows, inputs, outputs, weights) -> None:
+    left = torch.randint(-128, 128, (rows, inputs), dtype=torch.int8)
+    right = torch.randint(-128, 128, (inputs, outputs), dtype=torch.int8)
+    if weights == "inputs together":
+        right = right.t().contiguous().t()
+    first, second = kernels.for_cublas(left, right)
+    assert len(first) > 17 or rows == len(first) == 17
+    assert not first.shape[1] % 8
+    assert not second.shape[1] % 8
+    assert first.is_contiguous()
+    assert second.t().is_contiguous()
+    product = kernels.Reference().matmul(first, second)[:rows, :outputs]
+    assert torch.equal(product, kernels.Reference().matmul(left, right))
+    if weights == "inputs together" and not inputs % 8 and not outputs % 8:
+        assert second.data_ptr() == right.data_ptr()  # no copy of the weights in every call
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 0), "reference"), ((7, 5), "int_mm"), ((8, 0), "triton")])
+def test_the_kernel_that_a_gpu_gets(monkeypatch, capability, chosen) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.version.hip", None)
+    gpu = torch.device("cuda")
+    assert kernels.choose(gpu).name == chosen
+    if capability < (8, 0):
+        with pytest.raises(Unsupported, match="kernel triton cannot run INT8 on cuda: Triton multiplies integers from"):
+            kernels.choose(gpu, "triton")

@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 
 from optsd import quantization
-from optsd.quantization import kernels
+from optsd.quantization import kernels, quantizing, schemes
 from optsd.quantization.schemes import Activation
 
 triton = pytest.importorskip("triton")
@@ -20,7 +20,7 @@ if (
     and Version(version("numpy")) >= Version("2.4")
 ):
     pytest.skip("the interpreter of Triton before 3.7 does not run with NumPy 2.4", allow_module_level=True)
-MODULE = "optsd.quantization.triton_kernels"
+MODULES = ("triton_kernels", "triton_quantize")
 
 
 @pytest.fixture
@@ -29,11 +29,12 @@ def device(monkeypatch) -> Iterator[str]:
     if torch.cuda.is_available():
         return "cuda"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(
-        sys.modules["optsd.quantization"], "triton_kernels", importlib.import_module(MODULE), raising=False
-    )
+    for name in MODULES:
+        sys.modules.pop(f"optsd.quantization.{name}", None)  # compiled, if another test has imported it
+        monkeypatch.setattr(quantization, name, importlib.import_module(f"optsd.quantization.{name}"), raising=False)
     yield "cpu"
-    del sys.modules[MODULE], quantization.triton_kernels
+    for name in MODULES:
+        del sys.modules[f"optsd.quantization.{name}"]
 
 
 WINDOWS = {
@@ -82,3 +83,88 @@ def test_linear_scales_and_adds_the_bias(dtype, device) -> None:
 
 def test_it_is_refused_on_the_cpu() -> None:
     assert kernels.Triton().refusal(torch.device("cpu"), 8, 1) == "Triton does not run on cpu"
+
+
+def reference(x: torch.Tensor, dimensions: int) -> Activation:
+    """What `schemes.quantize_activation` computes on a GPU."""
+    within = tuple(range(dimensions, x.ndim))
+    lowest, highest = x.amin(within, keepdim=True).clamp(max=0), x.amax(within, keepdim=True).clamp(min=0)
+    scale = ((highest.float() - lowest.float()) / schemes.STEPS).clamp(min=schemes.SMALLEST_SCALE)
+    zero_point = torch.ceil(-lowest.float() / scale) - 128
+    values = torch.round(x.float() / scale + zero_point).clamp_(-128, 127).to(torch.int8)
+    return Activation(values, scale.flatten(), zero_point.flatten().to(torch.int32))
+
+
+LAID = {
+    "as it is": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "holes": lambda x: torch.stack([x, x], -1)[..., 0],
+    "turned": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "laid"),
+    [
+        *(((3, 11, 77), 2, laid) for laid in ("as it is", "holes", "turned")),
+        *(((3, 5, 7, 9), 1, laid) for laid in LAID),
+        *(((2, 16, 40, 40), 1, laid) for laid in ("as it is", "channels last")),  # in parts
+        ((3, 5, 7, 9), 3, "channels last"),
+        ((2, 1), 1, "as it is"),
+        ((0, 8), 1, "as it is"),
+    ],
+)
+def test_quantizing_gives_the_integers_of_the_reference(shape, dimensions, laid, dtype, device) -> None:
+    x = LAID[laid](torch.randn(shape).to(device, dtype) * 3 + 0.5)
+    found, wanted = quantizing.quantize(x, dimensions), reference(x, dimensions)
+    for ours, theirs in (
+        (found.values, wanted.values),
+        (found.scale, wanted.scale),
+        (found.zero_point, wanted.zero_point),
+    ):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    if laid == "channels last" and dimensions == 1:
+        assert found.values.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("length", [64, 20_000])
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_what_is_no_number_spoils_its_own_share_alone(length, strange, device) -> None:
+    x = torch.randn(3, length, device=device)
+    x[1, 5] = strange
+    x[2] = 0
+    found = quantizing.quantize(x, 1)
+    assert found.scale.isfinite().tolist() == [True, False, True]
+    assert torch.equal(found.values[0], reference(x[:1], 1).values[0])
+    assert found.scale[2] == schemes.SMALLEST_SCALE
+    assert (found.values[2] == found.zero_point[2]).all()
+
+
+def test_a_range_that_one_part_alone_holds_is_that_of_the_whole(device) -> None:
+    for place in (0, 4095, 4096, 50_000, 65_535):
+        x = torch.zeros(1, 65_536, device=device)
+        x[0, place] = -7.0
+        assert torch.equal(quantizing.quantize(x, 1).scale, reference(x, 1).scale), place
+
+
+def test_a_whole_layer_on_the_kernels(device) -> None:
+    """Rows and pictures by their own ranges, through both kernels, against exact integers."""
+    kernel = kernels.Triton()
+    for layer, shape in ((torch.nn.Linear(40, 24), (2, 3, 40)), (torch.nn.Conv2d(8, 16, 3, padding=1), (2, 8, 6, 5))):
+        x = torch.randn(shape, device=device)
+        weight = layer.weight.detach().permute(0, 2, 3, 1) if x.ndim == 4 else layer.weight.detach()
+        packed = schemes.quantize_int8(weight.reshape(len(weight), -1).to(device))
+        sums = packed.values.sum(1, dtype=torch.int32)
+        weights = kernels.Weights(packed.values, packed.scale, sums, layer.bias.detach().to(device))
+        window = WINDOWS["3x3"] if x.ndim == 4 else None
+        found = kernel.layer(x, weights, window)
+        activation = reference(x, 1 if window else x.ndim - 1)
+        exact = kernels.Reference()
+        wanted = (
+            exact.conv2d(activation, weights, window, x.dtype)
+            if window
+            else exact.linear(activation.as_rows(), weights, x.dtype).view(*shape[:-1], -1)
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
