@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: bench test lint gpu gpu-wheels help
+.PHONY: bench test lint reference gpu gpu-wheels help
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -16,6 +16,11 @@ bench: $(STAMP)
 # A hundred processes of the tests import torch and diffusers: compiled once, not in each, whatever the environment says.
 test: $(STAMP)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest tests --timeout=600 -n 2 --dist worksteal $(ARGS)
+
+# What README shows: the run, its table, and the picture of its page.
+reference: $(STAMP)
+	$(BIN)/pytest bench --rounds 12 --output reports/reference $(ARGS)
+	$(BIN)/python -m bench.reference
 
 # All that a machine with a GPU can tell, in stages that resume (docs/contributing-a-machine.md); GPU=interpret rehearses.
 gpu: $(STAMP)

@@ -27,13 +27,18 @@ from optsd.variants import against_eager
 _MAKES_NO_IMAGES = (
     "bench",
     "benching.py",
+    "claims",
     "cli.py",
+    "compare.py",
     "conftest_plugins",
     "data",
+    "diverge.py",
     "doctor.py",
     "estimate",
+    "generate.py",
     "init",
     "judge",
+    "ledger.py",
     "measure",
     "metrics.py",
     "pytest_plugin.py",
@@ -42,6 +47,7 @@ _MAKES_NO_IMAGES = (
     "records.py",
     "report",
     "subjects.py",
+    "terminals.py",
     "testing.py",
     "tune",
 )
@@ -164,7 +170,7 @@ def code_version() -> str:
     """SHA-256 of the sources that make an image, and of the versions of the libraries under them."""
     root = Path(optsd.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(file for kind in ("*.py", "*.cpp", "*.h") for file in root.rglob(kind)):
         name = file.relative_to(root).as_posix()
         if name.split("/")[0] not in _MAKES_NO_IMAGES or name in _MAKES_IMAGES_AFTER_ALL:
             digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")

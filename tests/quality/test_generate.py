@@ -155,8 +155,10 @@ def test_the_code_that_makes_images_is_hashed_and_other_code_is_not(tmp_path: Pa
         (root / name).write_text("2")
         assert (version() != before) == counts, name
     before = version()
-    (root / "new.py").write_text("new parts count")
-    assert version() != before
+    for name in ("new.py", "optimizations/kernels.cpp", "optimizations/kernels.h"):
+        (root / name).write_text("new parts count")
+        assert version() != before, name
+        before = version()
     monkeypatch.undo()
     generate.code_version.cache_clear()
 
