@@ -59,7 +59,10 @@ def stages(folder: Path, rehearsal: bool) -> tuple[Stage, ...]:
     )
     few = ("-k", "(640-640 and int8) or quantizing") if rehearsal else ()
     call = ("--size", "64") if rehearsal else ("--size", "512")
-    peers, profiled = (PEERS[:1], PROFILED[:2]) if rehearsal else (PEERS, PROFILED)
+    variants = (*GUIDE_VARIANTS, *COMBINATIONS)
+    peers, profiled = PEERS, PROFILED
+    if rehearsal:
+        variants, peers, profiled = ("int8", "flash", "graph"), PEERS[:1], PROFILED[:2]
 
     def bench(name: str, variants: Sequence[str]) -> tuple[str, ...]:
         output = ("--output", str(folder / name), f"--benchmark-json={folder / f'{name}.json'}")
@@ -83,7 +86,7 @@ def stages(folder: Path, rehearsal: bool) -> tuple[Stage, ...]:
         Stage("kernels", "Triton's kernels in its interpreter", (*pytest, "tests/quantization/test_triton.py")),
         Stage("tests", "kernels, graphs, memory and judges on the GPU", gpu_tests),
         Stage("layers", "SD v1.5's layers one by one, in each kernel", parts("layers", "test_layers", *few)),
-        Stage("guide", "the guide's variants, and graph", bench("guide", (*GUIDE_VARIANTS, *COMBINATIONS))),
+        Stage("guide", "the guide's variants, and graph", bench("guide", variants)),
         Stage("peers", "the field's own, beside ours", bench("peers", peers)),
         Stage(
             "profile",

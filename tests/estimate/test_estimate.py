@@ -273,3 +273,17 @@ def test_sd15_itself_on_a_cpu():
     against_eager("flash-enhanced").apply(pipe)
     for stage, peak in trace_real(pipe, work, 1).peaks.items():
         assert found[stage].total == pytest.approx(peak.total, rel=0.1), stage
+
+
+@pytest.mark.parametrize(("device", "launches"), [("a100", {"optsd::int8_conv2d": 3}), ("t4", {"aten::_int_mm": 40})])
+def test_what_a_quantized_layer_launches_on_a_gpu(device, launches):
+    """Range, integers and product: three at most, where torch took twenty. A T4 has `torch._int_mm`."""
+    found = estimate("shapes", "int8", Workload("shapes", "cuda", "float16", 2, 5.0, 64, 64, 1), device)
+    by_layer: dict[str, list[str]] = {}
+    for operation in found.operations:
+        if operation.step == 2:
+            by_layer.setdefault(operation.module, []).append(operation.name)
+    ((product, most),) = launches.items()
+    layers = [names for names in by_layer.values() if product in names]
+    assert len(layers) > 100
+    assert max(map(len, layers)) <= most
