@@ -9,7 +9,7 @@ from optsd import models
 from optsd.errors import BadInput, NotFound
 from optsd.files import parse_json, read_text, write_atomically
 from optsd.judge.expectations import identity, machine_name
-from optsd.measure import environment
+from optsd.measure import environment, gpus
 from optsd.records import Workload, dumps
 from optsd.variants import canonical
 from optsd.workloads import device_name, dtype_name
@@ -77,7 +77,7 @@ def resolved(
         raise BadInput("tuned is what was found on a machine, and an estimate has none", "name the variant itself")
     place = device_name(device)
     if place == "auto":  # without torch, which the benches do not import so early: as the machine's file is called
-        place = "cuda" if environment.gpus() else "cpu"
+        place = "cuda" if gpus.found() else "cpu"
     found = variant_for(models.check(model).name, place, dtype_name(dtype), expected)
     return [found if name == TUNED else name for name in names]
 
