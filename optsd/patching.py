@@ -101,10 +101,14 @@ class Replaced:
         setattr(self.owner, self.name, self.value)
 
     def holds(self) -> bool:
-        return vars(self.owner).get(self.name) is self.value
+        """Also behind another one's wrapper, if that says what it wraps, as `functools.wraps` does."""
+        there = vars(self.owner).get(self.name)
+        while there is not self.value and hasattr(there, "__wrapped__"):
+            there = there.__wrapped__
+        return there is self.value
 
     def revert(self) -> None:
-        if not self.holds():
+        if vars(self.owner).get(self.name) is not self.value:
             return
         if self.was_there:
             setattr(self.owner, self.name, self.before)

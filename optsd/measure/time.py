@@ -50,7 +50,8 @@ def stage_times(pipe: "DiffusionPipeline") -> Iterator[dict[str, list[float]]]:
             changes.append(Interposed(encoder, "", clock(encoders[-1], pipe.device)))
         changes.append(Interposed(anatomy.denoiser(pipe), "", clock(times["unet_step_s"], pipe.device)))
         if (decoder := anatomy.decoder(pipe)) is not None:
-            decode = clock(times["vae_decode_s"], pipe.device, decoder.decode)
+            decode: Any = clock(times["vae_decode_s"], pipe.device, decoder.decode)
+            decode.__wrapped__ = decoder.decode  # so that a technique which put it there knows itself on
             changes.append(Replaced(decoder, "decode", decode))
         yield times
     finally:

@@ -54,3 +54,16 @@ def test_a_method_that_a_technique_has_replaced_is_put_back(untrained) -> None:
     with pytest.raises(RuntimeError, match="stop"), stage_times(pipe):
         raise RuntimeError("stop")
     assert pipe.unet.forward is replaced
+
+
+def test_no_technique_takes_the_clock_for_another_one_in_its_place(untrained, recwarn) -> None:
+    """flash-enhanced replaces the decoder's `decode`, and so does the clock."""
+    import optsd
+
+    pipe = untrained()
+    patch = optsd.apply(pipe, "flash-enhanced")
+    with stage_times(pipe):
+        run_batch(pipe, WORKLOAD, timing_prompts("shapes", 1))
+        assert patch.active
+    assert not [each for each in recwarn if "no longer on this pipeline" in str(each.message)]
+    assert not patch.displaced
