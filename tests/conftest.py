@@ -1,5 +1,6 @@
 """What the tests share. Nothing here imports torch before a test asks for it."""
 
+import gc
 import os
 import random
 import sys
@@ -27,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Where a test names no device it means the CPU, on a machine with a GPU too: only `-m gpu` sees one."""
     if "gpu" not in (config.getoption("-m") or ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """What torch and diffusers made when they were imported stays: the collector need not go through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

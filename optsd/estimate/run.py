@@ -213,13 +213,15 @@ def _collecting_by_hand() -> Iterator[None]:
 
     Objects that are there already are left out: to go through all that torch and diffusers made takes a second.
     """
-    enabled = gc.isenabled()
+    enabled, is_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
-    gc.freeze()
+    if not is_frozen:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not is_frozen:
+            gc.unfreeze()
         if enabled:
             gc.enable()
 

@@ -60,6 +60,7 @@ def test_a_wrong_model_or_device_is_one_line_before_a_model_is_loaded(options: l
 
 def test_each_worker_has_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     assert worker_device("cuda") == "cuda"
     for worker, expected in ("gw0", "cuda:0"), ("gw1", "cuda:1"), ("gw2", "cuda:0"):
         monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)

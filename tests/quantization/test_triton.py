@@ -29,12 +29,18 @@ def device(monkeypatch) -> Iterator[str]:
     if torch.cuda.is_available():
         return "cuda"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    _forget()
     for name in MODULES:
-        sys.modules.pop(f"optsd.quantization.{name}", None)  # compiled, if another test has imported it
-        monkeypatch.setattr(quantization, name, importlib.import_module(f"optsd.quantization.{name}"), raising=False)
+        importlib.import_module(f"optsd.quantization.{name}")
     yield "cpu"
+    _forget()
+
+
+def _forget() -> None:
+    """Whoever imports a kernel next gets it as the environment then says: compiled, or interpreted."""
     for name in MODULES:
-        del sys.modules[f"optsd.quantization.{name}"]
+        sys.modules.pop(f"optsd.quantization.{name}", None)
+        vars(quantization).pop(name, None)
 
 
 WINDOWS = {
