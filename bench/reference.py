@@ -29,12 +29,10 @@ def text(results: Results) -> str:
     lines = "\n".join(line.rstrip() for line in told.getvalue().splitlines()).strip("\n")
     rounds = max(len(row.samples) for row in results.measurements if row.metric == "latency_s")
     pictures = len({(row["index"], row["seed"]) for row in results.images if row["variant"] == "baseline"})
-    judged = next((row.note for row in results.measurements if row.metric == "objects_right"), "")
-    count = re.match(r"n=(\d+)", judged)
     return (
         f"```\n{lines}\n```\n\n"
         f"*`make reference` on {results.created[:10]}: {'; '.join(in_words(results.machine))}. {rounds} rounds, "
-        f"{count[1] if count else pictures} pictures for the quality columns "
+        f"{pictures} pictures for the quality columns "
         "([all of it](reports/reference/table.md), [as data](reports/reference/results.json)).*\n"
     )
 

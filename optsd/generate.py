@@ -3,8 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from optsd.files import check_writable, write_atomically
 from optsd.models.shapes import PIPELINES
 from optsd.records import Workload
 from optsd.report.text import proof_lines
+from optsd.terminals import progress
 from optsd.tune import answer
 from optsd.variants import chosen
 
@@ -71,9 +71,9 @@ def main(arguments: list[str]) -> int:
     fix_seeds()
     total = len(names) * len(given.prompts) * steps
     for number, name in enumerate(names):
-        files = []
-        with _progress(total, number * len(given.prompts) * steps) as at:
-            at(f"{name}: loading {source.name}", 0)
+        files, before = [], number * len(given.prompts) * steps
+        with progress(total) as at:
+            at(f"{name}: loading {source.name}", before)
             pipe = models.load(given.model, given.device, given.dtype, text_to_image=True)
             patch = optsd.apply(pipe, name)
             dtype = str(pipe.dtype).removeprefix("torch.")
@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> int:
             # One call a picture: what a prompt gives does not depend on the prompts beside it.
             for index, prompt in enumerate(given.prompts):
                 picture = f"{name}: picture {index + 1} of {len(given.prompts)}"
-                at(picture, index * steps)
-                done = partial(_step, at, picture, index * steps, steps)
+                at(picture, before + index * steps)
+                done = partial(_step, at, picture, before + index * steps, steps)
                 drawn = run_batch(pipe, workload, [prompt], first=index, on_step=done, output_type="np")
                 check_pictures(drawn, name)
                 words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
@@ -92,17 +92,6 @@ def main(arguments: list[str]) -> int:
         print(*files, sep="\n")
         print(f"{name}: {len(patch.touched)} modules touched", *proof_lines(patch.proof), sep="\n")
     return 0
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[str, int], None]]:
-    """One bar over the steps of all pictures, on the terminal; nothing in a pipe, and nothing is left of it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda text, steps: bar.update(task, description=text, completed=done + steps)
 
 
 def _step(at: Callable[[str, int], None], picture: str, before: int, steps: int, step: int) -> None:

@@ -1,8 +1,10 @@
-"""Text for terminals and pipes that cannot show all of it: LANG=C, Latin-1, a path that is not UTF-8."""
+"""Text for terminals and pipes that cannot show all of it: LANG=C, Latin-1, a path that is not UTF-8; and a bar."""
 
 import codecs
 import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _PLAIN = {
@@ -36,3 +38,14 @@ def survive(*streams: Any) -> None:
     for stream in streams or (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in _OF_PYTHON:
             stream.reconfigure(errors="optsd.plain")
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """One bar, moved by `at(text, done)`: on the terminal only, and nothing is left of it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text, done: bar.update(task, description=text, completed=done)

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import count
 
 from optsd import variants
 from optsd.estimate import Estimate, architectures, devices, estimate, measurements, roofline
@@ -13,6 +12,7 @@ from optsd.models import Source
 from optsd.records import Measurement, Workload
 from optsd.report.findings import ESTIMATED
 from optsd.report.tables import aligned, figure
+from optsd.terminals import progress
 from optsd.workloads import PRESETS, at_least, dtype_name, parse_size
 
 EXAMPLES = """examples:
@@ -46,11 +46,12 @@ def main(arguments: list[str]) -> int:
     wanted = list(dict.fromkeys(("baseline", "sdpa", *names)))
     listed: list[tuple[Estimate, list[Measurement]]] = []
     traces: dict[tuple[str, object], Estimate] = {}
-    with _progress(len(targets) * len(wanted)) as said:
+    done = count()
+    with progress(len(targets) * len(wanted)) as at:
         for target in targets:
             of_target = {}
             for name in wanted if target.has_data_sheet else dict.fromkeys(("baseline", *names)):
-                said(f"{name} on {target.name}")
+                at(f"tracing {name} on {target.name}", next(done))
                 place = (name, _kernels_of(target))
                 if place not in traces:
                     traces[place] = estimate(source.location, name, workloads[target.name], target.name)
@@ -72,21 +73,6 @@ def _kernels_of(device: devices.Device) -> object:
     """Alike for devices on which the same kernels run: then one trace serves them, at the rates of each."""
     modern = device.kind == "cuda" and device.capability is not None and device.capability >= NEWEST_ASKED_FOR
     return "modern GPU" if modern else device.name
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Says on the terminal what is being traced; nothing in a pipe, and nothing is left of it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("tracing", total=total)
-
-        def said(what: str) -> None:
-            bar.update(task, description=f"tracing {what}", advance=1)
-
-        yield said
 
 
 def overview(listed: Sequence[tuple[Estimate, list[Measurement]]]) -> str:

@@ -140,7 +140,7 @@ def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> float:
 def moved(tensor: Tensor) -> int:
     """Bytes that reading or writing the tensor moves; an expanded tensor is no larger than its storage."""
     size = tensor.numel() * tensor.element_size()
-    return size if tensor.layout != torch.strided or tensor.is_mkldnn else min(size, tensor.untyped_storage().nbytes())
+    return size if tensor.layout != torch.strided else min(size, tensor.untyped_storage().nbytes())
 
 
 def tensors(nested: Any) -> Iterable[Tensor]:

@@ -240,13 +240,11 @@ class Tracer(TorchDispatchMode):
         key = _key(tensor)
         if key in self._live:
             return
-        opaque = tensor.is_mkldnn  # oneDNN's packed weights have no storage that Python can see
-        holder: Any = tensor if opaque else tensor.untyped_storage()
-        size = tensor.numel() * tensor.element_size() if opaque else holder.nbytes()
-        size = -(-size // self.granularity) * self.granularity
+        storage = tensor.untyped_storage()
+        size = -(-storage.nbytes() // self.granularity) * self.granularity
         allocation = Allocation(size, tuple(tensor.shape), name_of(tensor.dtype), operation, self._module)
         self._live[key] = allocation
-        self._watched[key] = weakref.ref(holder, lambda _: self._free(key))
+        self._watched[key] = weakref.ref(storage, lambda _: self._free(key))
         self.live_bytes += size
         stage = self._module.partition(".")[0] or "pipeline"
         if self._started and self.live_bytes > self._best.get(stage, (0,))[0]:
@@ -295,7 +293,7 @@ def _fused_allowed() -> bool:
 
 
 def _key(tensor: Tensor) -> int:
-    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata
 
 
 def _score_key(shape: tuple[int, ...]) -> tuple[int, int]:

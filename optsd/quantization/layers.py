@@ -118,7 +118,7 @@ class QuantizedLayer(nn.Module):
             destination[f"{prefix}values"] = self.integers()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes: packed weights are opaque, so plain ones travel."""
+        """For copies and other processes: packed weights lie as one processor wants them, so plain ones travel."""
         state = self.__dict__.copy()
         state["_buffers"] = dict(state["_buffers"])
         if self.bits == 8:

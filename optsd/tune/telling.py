@@ -11,6 +11,7 @@ from optsd.judge.expectations import machine_name
 from optsd.metrics import metric
 from optsd.records import Measurement, Results
 from optsd.report.tables import aligned, figure
+from optsd.report.text import proof_lines
 from optsd.tune.run import Found
 from optsd.tune.search import BASELINE, ERROR, Demand, Known
 from optsd.variants import against_eager, parse
@@ -123,8 +124,8 @@ def _answer(found: Found) -> Iterator[str]:
         if best.peak:
             yield f"  {figure(best.peak, 'B')} at the peak, the baseline {figure(best.baseline_peak or 0, 'B')}"
         if found.technique:
-            counted = ", ".join(f"{name} {value}" for name, value in found.technique.proof.items())
-            yield f"  proof: {len(found.technique.touched)} modules touched; {counted}"
+            yield f"  {len(found.technique.touched)} modules touched"
+            yield from proof_lines(found.technique.proof)
         yield from ("", *_recipe(found, best.name))
     yield f"\n{len(made.known)} candidates, {found.made} new readings, {found.took_s:.0f} s"
     yield f"report: {found.folder / 'index.html'}"

@@ -72,7 +72,7 @@ def test_the_answer_its_proof_and_its_files(tune, tmp_path: Path, monkeypatch) -
     status, said = tune("--variant", "sdpa,deepcache:3,int8,tome:0.5")
     assert status == 0, said
     assert "answer: sdpa, " in said
-    assert "proof: 1 modules touched; calls 1" in said
+    assert "  1 modules touched\n  calls: 1\n" in said
     assert "optsd.apply(pipe, 'sdpa')" in said
     assert "pytest bench --model shapes --variant sdpa" in said
     assert "tome:0.5  tome:0.5 cannot run here" in said
