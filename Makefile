@@ -19,7 +19,8 @@ test: $(STAMP)
 
 # What README shows: the run, its table, and the picture of its page.
 reference: $(STAMP)
-	$(BIN)/pytest bench --output reports/reference $(ARGS)
+	rm -rf build/reference
+	$(BIN)/pytest bench --output build/reference $(ARGS)
 	$(BIN)/python -m bench.reference
 
 # All that a machine with a GPU can tell, in stages that resume (docs/contributing-a-machine.md); GPU=interpret rehearses.
