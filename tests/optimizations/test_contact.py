@@ -1,7 +1,6 @@
 """What people do to a pipeline, before or after a technique: the picture is that of a pipeline without it to which the
 same was done, or the act is refused in one line. docs/contact.md shows what came of each, technique by technique."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from acts import (
     promises,
     technique,
 )
+from copies import copier
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -102,7 +102,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], StableDiffusi
         requires_safety_checker=False,
     )
     whole.set_progress_bar_config(disable=True)
-    return lambda: copy.deepcopy(whole)
+    return copier(whole, tokens)
 
 
 def draw(done: Done, seed: int = 0) -> Tensor:

@@ -1,19 +1,16 @@
 """`--device estimate`, seen through pytest itself."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benched import run_pytest
 
 from optsd.records import Results
 
-ROOT = Path(__file__).parents[2]
-
 
 def bench(*options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return run_pytest("bench", "-p", "no:cacheprovider", *options)
 
 
 @pytest.mark.slow

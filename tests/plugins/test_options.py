@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benched import run_pytest
 
 from conftest_plugins.options import worker_device
 
@@ -13,8 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return run_pytest("bench", "-p", "no:cacheprovider", *options)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,19 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from benched import run_pytest
 
 from conftest_plugins import quality
 from conftest_plugins.quality import image_count
 from optsd.files import without_user
 
-ROOT = Path(__file__).parents[2]
-
 
 def _run(*options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return run_pytest("bench", "-p", "no:cacheprovider", *options)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,14 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benched import run_pytest
 from safetensors.numpy import load_file, save_file
 
 from optsd.errors import OptsdError
 from optsd.generate import main as generate
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -30,15 +27,8 @@ def broken(untrained_folder: Path, tmp_path: Path) -> Path:
 def test_it_fails_in_its_warm_up_by_name(broken: Path, tmp_path: Path) -> None:
     benches = ("bench/test_size.py", "bench/test_speed.py", "--variant", "sdpa", "--preset", "smoke")
     where = ("--model", "~/broken/", "--output", tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, benches + where)],
-        cwd=ROOT,
-        env=os.environ | {"HOME": str(tmp_path), "USER": tmp_path.parent.name},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    home = os.environ | {"HOME": str(tmp_path), "USER": tmp_path.parent.name}
+    done = run_pytest("-p", "no:cacheprovider", *benches, *where, env=home)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
     assert "4 failed" in done.stdout
     text = (tmp_path / "out" / "results.json").read_text()
