@@ -13,7 +13,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,24 @@ def pack(integers: Tensor) -> Tensor:
     """int8, outputs × inputs, as `quantized_layer` reads them: tiles of outputs, with four inputs side by side."""
     outputs, inputs = integers.shape
     padded = functional.pad(integers, (0, -inputs % 4, 0, -outputs % OUTPUTS))
-    tiles = (tile.unflatten(1, (-1, 4)).transpose(0, 1).reshape(-1) for tile in padded.split(instruction_set().tile))
-    return torch.cat(list(tiles))
+    tiles = (part.reshape(-1, tile, padded.shape[1] // 4, 4) for part, tile in _tiles(padded))
+    return torch.cat([each.transpose(1, 2).reshape(-1) for each in tiles])
 
 
 def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     """The inverse of `pack`."""
-    padded, outputs_of_tile = inputs + -inputs % 4, instruction_set().tile
-    split = packed.split(outputs_of_tile * padded)
-    tiles = (tile.view(padded // 4, -1, 4).transpose(0, 1).flatten(1) for tile in split)
-    return torch.cat(list(tiles))[:outputs, :inputs].contiguous()
+    quarters = -(-inputs // 4)
+    tiles = (part.view(-1, quarters, tile, 4) for part, tile in _tiles(packed.view(-1, 4 * quarters)))
+    return torch.cat([each.transpose(1, 2).reshape(-1, 4 * quarters) for each in tiles])[:outputs, :inputs].contiguous()
+
+
+def _tiles(rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """The rows that make whole tiles, and the rest, which is one smaller tile: each with the rows of its tiles."""
+    tile = instruction_set().tile
+    whole = len(rows) // tile * tile
+    for part, size in ((rows[:whole], tile), (rows[whole:], len(rows) - whole)):
+        if len(part):
+            yield part, size
 
 
 _OPERATORS = torch.library.Library("optsd", "FRAGMENT")
