@@ -26,8 +26,8 @@ def test_a_denoiser_of_two_bits_is_clearly_worse_in_every_metric(model: str, tmp
             two_bits(anatomy.denoiser(pipe))
         return pipe
 
-    workload = Workload(model, "cpu", "float32", steps=8, guidance=5.0, height=64, width=64, batch_size=16)
-    session = Session(workload, setting(workload, 32), fingerprint(build(False)), Store(tmp_path), lambda: build(False))
+    workload = Workload(model, "cpu", "float32", steps=4, guidance=5.0, height=64, width=64, batch_size=12)
+    session = Session(workload, setting(workload, 24), fingerprint(build(False)), Store(tmp_path), lambda: build(False))
     whole = {row.metric: row for row in session.measure("baseline", lambda: build(False))}
     damaged = {row.metric: row for row in session.measure("int4", lambda: build(True))}
     absolute = (
