@@ -47,12 +47,16 @@ METRICS: dict[str, Metric] = {
     "fid": Metric("", "lower", "quality", "FID"),
     "kid": Metric("", "lower", "quality", "KID"),
     "is": Metric("", "higher", "quality", "IS"),
+    "precision": Metric("fraction", "higher", "quality", "precision"),
+    "recall": Metric("fraction", "higher", "quality", "recall"),
     "clip": Metric("cosine", "higher", "quality", "CLIP"),
     "lpips": Metric("", "lower", "quality", "LPIPS"),
-    # quality, the shipped model's own networks: never to be compared with the five above
+    # quality, the shipped model's own networks: never to be compared with those above
     "fid_shapes": Metric("", "lower", "quality", "FID (shapes)"),
     "kid_shapes": Metric("", "lower", "quality", "KID (shapes)"),
     "is_shapes": Metric("", "higher", "quality", "IS (shapes)"),
+    "precision_shapes": Metric("fraction", "higher", "quality", "precision (shapes)"),
+    "recall_shapes": Metric("fraction", "higher", "quality", "recall (shapes)"),
     "clip_shapes": Metric("cosine", "higher", "quality", "CLIP (shapes)"),
     "lpips_shapes": Metric("", "lower", "quality", "LPIPS (shapes)"),
     "objects_right": Metric("fraction", "higher", "quality", "objects right"),

@@ -11,7 +11,7 @@ from optsd.errors import BadInput
 from optsd.metrics import metric
 from optsd.quality import metrics
 from optsd.quality.features import Networks
-from optsd.quality.metrics import Figure, Gaussian, Rows
+from optsd.quality.metrics import Figure, Gaussian, Manifold, Rows
 from optsd.quality.objects import count_objects
 from optsd.quality.pictures import Pictures
 from optsd.quality.pixels import MAX_PSNR_DB
@@ -20,8 +20,10 @@ from optsd.quality.reference import Reference
 from optsd.quality.store import Store
 from optsd.records import Measurement
 
-_LEAST = {"fid": 0.0, "is": 1.0, "clip": -1.0, "lpips": 0.0, "ssim": -1.0, "psnr_db": 0.0, "objects_right": 0.0}
-_MOST = {"clip": 1.0, "ssim": 1.0, "psnr_db": MAX_PSNR_DB, "objects_right": 1.0}
+_SHARES = ("precision", "recall", "objects_right")
+_LEAST = dict.fromkeys(_SHARES, 0.0) | {"fid": 0.0, "is": 1.0, "clip": -1.0, "lpips": 0.0, "ssim": -1.0, "psnr_db": 0.0}
+_MOST = dict.fromkeys(_SHARES, 1.0) | {"clip": 1.0, "ssim": 1.0, "psnr_db": MAX_PSNR_DB}
+_OF_REAL_PICTURES = ("fid", "kid", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,12 @@ class Judge:
         features = self.readings.features(Pictures.of(self.reference.pictures))[0]
         return features, Gaussian.of(features)
 
+    @cached_property
+    def _real_manifold(self) -> Manifold:
+        return Manifold.of(self._real[0])
+
     def _absolute(self, pictures: Pictures) -> dict[str, Figure | BadInput]:
-        """The metrics of one set of images: FID, KID, IS, CLIP, and the objects that are right."""
+        """The metrics of one set of images: of distributions, CLIP, and the objects that are right."""
         suffix, rows = self.networks.suffix, self._rows
         features = _try(lambda: self.readings.features(pictures))
 
@@ -125,6 +131,8 @@ class Judge:
             f"fid{suffix}": _try(lambda: metrics.fid(known(0), self._real[1], rows)),
             f"kid{suffix}": _try(lambda: metrics.kid(known(0), self._real[0], rows)),
             f"is{suffix}": _try(lambda: metrics.inception_score(known(1), rows)),
+            f"precision{suffix}": _try(lambda: metrics.precision(known(0), self._real_manifold, rows)),
+            f"recall{suffix}": _try(lambda: metrics.recall(Manifold.of(known(0)), self._real[0], rows)),
             f"clip{suffix}": _try(lambda: metrics.mean(self.readings.agreement(pictures, self._texts), rows)),
         }
         if self.counts_objects:
@@ -154,7 +162,7 @@ class Judge:
         base = name.removesuffix("_shapes")
         low, high = figure.interval(_LEAST.get(base, -math.inf), _MOST.get(base, math.inf))
         note = figure.note if figure.note.startswith("n=") else _joined(f"n={len(self.baseline)}", figure.note)
-        if base in ("fid", "kid") and isinstance(self.reference, Reference) and self.reference.skipped:
+        if base in _OF_REAL_PICTURES and isinstance(self.reference, Reference) and self.reference.skipped:
             note = _joined(note, f"left out: {self.reference.note}")
         return Measurement(variant, name, unit, figure.value, low, high, figure.samples, note)
 

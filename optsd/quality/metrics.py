@@ -17,6 +17,8 @@ from scipy import linalg, sparse, special, stats
 from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_kid import mmd2
 
+from optsd.errors import BadInput
+
 RESAMPLES = 200
 BLOCK = 2048  # rows of features in memory at a time
 _KID_SUBSETS = 100
@@ -188,6 +190,60 @@ def inception_score(logits: Rows, rows: np.ndarray) -> Figure:
     return Figure(float(scores[0]), _centred(scores[1:], float(scores[0])), note=note)
 
 
+@dataclass(frozen=True)
+class Manifold:
+    """Where N×D features lie: in the balls about each that reach its third neighbour (Kynkäänniemi et al., 2019)."""
+
+    features: Rows
+    reach: np.ndarray  # N squares of radii
+
+    @classmethod
+    def of(cls, features: Rows) -> "Manifold":
+        """Raises BadInput where no picture has three neighbours."""
+        neighbours = DEFAULTS["prc_neighborhood"] + 1  # itself is the nearest
+        if len(features) < neighbours:
+            raise BadInput(f"{len(features)} pictures have no third neighbours", f"take {neighbours} or more")
+        reach = []
+        for block in _blocks(features):
+            nearest = np.full((len(block), neighbours), np.inf)
+            for other in _blocks(features):
+                nearest = np.concatenate([nearest, _squares(block, other)], axis=1)
+                nearest = np.partition(nearest, neighbours - 1, axis=1)[:, :neighbours]
+            reach.append(nearest.max(1))
+        return cls(features, np.concatenate(reach))
+
+    def holding(self, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Which balls hold each of B features: B×BLOCK at a time, each with the number of its first ball."""
+        for start, centres in _starts(self.features):
+            yield start, _squares(block, centres) <= self.reach[start : start + len(centres)]
+
+
+def precision(features: Rows, reference: Manifold, rows: np.ndarray) -> Figure:
+    """The share of pictures that lie within the real ones' manifold: are they good? torch-fidelity's."""
+    inside = [np.any([held.any(1) for _, held in reference.holding(block)], axis=0) for block in _blocks(features)]
+    note = f"n={len(features)}, reference n={len(reference.features)}"
+    return mean(np.concatenate(inside).astype(np.float64), rows, note)
+
+
+def recall(pictures: Manifold, reference: Rows, rows: np.ndarray) -> Figure:
+    """The share of real pictures that lie within the manifold of these: are they all there? torch-fidelity's.
+
+    A resample leaves out whole balls; those that it has reach as far as they did.
+    """
+    drawn = np.stack([np.bincount(row, minlength=len(pictures.features)) > 0 for row in rows]).astype(np.float32)
+    found, resampled = 0, np.zeros(len(rows))
+    for block in _blocks(reference):
+        inside, of_drawn = np.zeros(len(block), bool), np.zeros((len(rows), len(block)), bool)
+        for start, held in pictures.holding(block):
+            inside |= held.any(1)
+            of_drawn |= drawn[:, start : start + held.shape[1]] @ held.T > 0
+        found += inside.sum()
+        resampled += of_drawn.sum(1)
+    value = found / len(reference)
+    note = f"n={len(pictures.features)}, reference n={len(reference)}"
+    return Figure(float(value), _centred(resampled / len(reference), value), note=note)
+
+
 def paired_p_value(samples: np.ndarray, baseline: np.ndarray, seeds: int) -> float:
     """How likely so large a difference is by chance: Wilcoxon's signed-rank test over prompts, two-sided.
 
@@ -224,6 +280,11 @@ def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     found /= left.shape[1]
     found += 1
     return found * found * found  # NumPy's power takes twenty times as long
+
+
+def _squares(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The squared distance of each to each."""
+    return np.maximum((left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T, 0)
 
 
 def _mmd(left: np.ndarray, right: np.ndarray) -> float:

@@ -68,6 +68,8 @@ def measure(count: int) -> dict[str, Any]:
         "fid": lambda: metrics.fid(ours, reference, rows),
         "kid": lambda: metrics.kid(ours, reference, rows),
         "is": lambda: metrics.inception_score(logits, rows),
+        "precision": lambda: metrics.precision(ours, metrics.Manifold.of(reference), rows),
+        "recall": lambda: metrics.recall(metrics.Manifold.of(ours), reference, rows),
         "clip": lambda: metrics.mean(cosines, rows),
     }
     seconds, values = {}, {}

@@ -84,7 +84,7 @@ def test_the_baseline_against_itself() -> None:
     assert found["psnr_db"].value == 100
     assert f"{COUNT} of {COUNT} images equal" in found["psnr_db"].note
     kept = [row for name, row in found.items() if name.endswith("_retention")]
-    assert len(kept) == 5
+    assert len(kept) == 7
     assert {row.value for row in kept} == {1.0}
 
 

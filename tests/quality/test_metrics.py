@@ -11,9 +11,11 @@ from scipy import linalg
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
+from optsd.errors import BadInput
 from optsd.quality import metrics
-from optsd.quality.metrics import Gaussian
+from optsd.quality.metrics import Gaussian, Manifold
 from optsd.quality.readings import Table
 
 ROWS = metrics.resample(60)
@@ -140,6 +142,45 @@ def test_a_thousand_images_of_inceptions_width_are_judged_as_before() -> None:
     exact = ((ours.mean(0, dtype=np.float64) - reference.mean(0, dtype=np.float64)) ** 2).sum()
     exact += (left**2).sum() + (right**2).sum() - 2 * linalg.svdvals(left @ right.T).sum()
     assert metrics.fid(ours, reference, rows).value == pytest.approx(exact, rel=1e-10)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(4, 60), st.integers(4, 60), st.integers(1, 12), st.floats(0, 3), st.integers(1, 40))
+def test_precision_and_recall_are_torch_fidelitys(count, others, width, shift, block) -> None:
+    """In float64, where it does not happen that rounding lets one picture more in, or one less."""
+    ours, reference = (x.astype(np.float64) for x in (_features(1, count, width, shift), _features(2, others, width)))
+    rows = metrics.resample(count, resamples=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK", block)
+        precision = metrics.precision(ours, Manifold.of(reference), rows)
+        recall = metrics.recall(Manifold.of(ours), reference, rows)
+    tensors = map(torch.from_numpy, (ours, reference))
+    found = prc_features_to_metric(*tensors, save_cpu_ram=False, verbose=False)
+    assert precision.value == pytest.approx(found["precision"], abs=1e-6)
+    assert recall.value == pytest.approx(found["recall"], abs=1e-6)
+    reach = np.sqrt(Manifold.of(ours).reach)
+    distances = np.linalg.norm(ours[:, None] - reference, axis=2)
+    resampled = [(distances[row] <= reach[row, None]).any(0).mean() for row in rows]
+    np.testing.assert_allclose(recall.replicates - recall.replicates.mean(), resampled - np.mean(resampled), atol=1e-9)
+
+
+def test_precision_falls_with_bad_pictures_and_recall_with_missing_ones() -> None:
+    real, rows = _features(1, 400), metrics.resample(400)
+
+    def both(ours: np.ndarray) -> tuple[float, float]:
+        of_ours, of_real = Manifold.of(ours), Manifold.of(real)
+        return metrics.precision(ours, of_real, rows).value, metrics.recall(of_ours, real, rows).value
+
+    good = _features(2, 400)
+    assert min(both(good)) > 0.6
+    assert both(good + 100) == (0, 0)
+    half = both(np.where(np.arange(400)[:, None] % 2, good, good + 100))
+    assert half[0] == pytest.approx(both(good)[0] / 2, abs=0.05)
+    few = both(good[:1] + 1e-3 * _features(3, 400))  # one picture over and over
+    assert few[0] in (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
+    assert few[1] < 0.01
+    with pytest.raises(BadInput, match="3 pictures have no third neighbours; take 4 or more"):
+        Manifold.of(real[:3])
 
 
 def test_blocks_and_rows_on_disk_change_nothing(monkeypatch, tmp_path: Path) -> None:
