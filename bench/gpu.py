@@ -80,6 +80,8 @@ def stages(folder: Path, rehearsal: bool) -> tuple[Stage, ...]:
             f"--benchmark-json={folder / f'{name}.json'}",
         )
 
+    joules = ("-m", "energy", "--variant", "flash,int8+flash", "--output", str(folder / "energy"))
+    energy = (*pytest, "bench", *joules, *model, *work)
     gpu_tests = (*pytest, "tests", "-m", "gpu", f"--junitxml={folder / 'tests.xml'}")
     return (
         Stage("doctor", "what the machine can run", (python, "-m", "optsd.cli", "doctor")),
@@ -87,6 +89,7 @@ def stages(folder: Path, rehearsal: bool) -> tuple[Stage, ...]:
         Stage("tests", "kernels, graphs, memory and judges on the GPU", gpu_tests),
         Stage("layers", "SD v1.5's layers one by one, in each kernel", parts("layers", "test_layers", *few)),
         Stage("guide", "the guide's variants, and graph", bench("guide", variants)),
+        Stage("energy", "joules a picture", energy),
         Stage("peers", "the field's own, beside ours", bench("peers", peers)),
         Stage(
             "profile",

@@ -33,6 +33,9 @@ METRICS: dict[str, Metric] = {
     "weight_bytes": Metric("B", "lower", "performance", "weights"),
     "unet_weight_bytes": Metric("B", "lower", "performance", "denoiser weights"),
     "disk_bytes": Metric("B", "lower", "performance", "on disk"),
+    # by the chip's own counter
+    "energy_j": Metric("J", "lower", "performance", "J / image"),
+    "energy_reduction": Metric("fraction", "higher", "performance", "energy saved"),
     # a measured time beside the device's data sheet
     "roofline_share": Metric("fraction", "higher", "performance", "of the roofline"),
     "mfu": Metric("fraction", "higher", "performance", "MFU"),
@@ -69,7 +72,8 @@ METRICS: dict[str, Metric] = {
 
 def zero_is_a_figure(name: str) -> bool:
     """Whether a metric can rightly be zero or below; no time, size or speed can. Raises KeyError as `metric` does."""
-    return name in ("memory_reduction", "flops_16bit", "flops_32bit", "kept_bytes") or metric(name).kind == "quality"
+    signed = ("memory_reduction", "energy_reduction", "flops_16bit", "flops_32bit", "kept_bytes")
+    return name in signed or metric(name).kind == "quality"
 
 
 def metric(name: str) -> Metric:

@@ -66,6 +66,18 @@ def foreign(device: str, before: dict[str, set[int]]) -> set[int]:
     return now - own if now & own else now & before.get(uuid, set())
 
 
+def joules(device: str) -> float | None:
+    """What the card that torch calls `device` has used since its driver was loaded; None where it does not count.
+
+    Nor does it count what one slice (MIG) of it uses.
+    """
+    with _nvml() as nvml:
+        places = _places(nvml)
+        place = places.get(_uuid_of(_ran(device), places))
+        used = _ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", place.card) if place and not place.is_slice else None
+    return None if used is None else used / 1000
+
+
 class Clock:
     """The clock of the GPU that works, read while it does, and what held it down meanwhile."""
 

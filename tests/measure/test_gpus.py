@@ -64,6 +64,9 @@ class FakeNvml(SimpleNamespace):
     def nvmlDeviceGetMaxClockInfo(self, handle, kind):
         return 1980
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        return 5_000 * (handle + 1)
+
     def nvmlDeviceGetPowerUsage(self, handle):
         if handle == 1:
             raise self.NVMLError
@@ -127,6 +130,13 @@ def seen_by_torch(monkeypatch, *about):
 def cuda(monkeypatch):
     """torch, to which CUDA_VISIBLE_DEVICES shows NVML's GPUs in another order: the second one is `cuda:0`."""
     seen_by_torch(monkeypatch, ("1", "H1"), ("0", "H0"))
+
+
+def test_joules_are_those_of_the_card_that_ran(nvml, cuda, monkeypatch):
+    assert [gpus.joules(device) for device in ("cuda", "cuda:1", "cpu")] == [10, 5, None]
+    nvml.slices = {"a": {5}}
+    seen_by_torch(monkeypatch, ("a", "NVIDIA H0 MIG 1g.10gb"))
+    assert gpus.joules("cuda") is None, "a card's joules are those of all of its slices"
 
 
 def test_a_gpu_that_others_use_is_noticed(nvml, cuda):

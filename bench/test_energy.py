@@ -1,0 +1,40 @@
+"""How many joules does a picture take? In windows of two seconds or more, beside the baseline's; times nothing."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from optsd.errors import Unsupported
+from optsd.judge.statistics import median_interval, ratio_interval
+from optsd.measure import energy
+
+if TYPE_CHECKING:
+    from conftest_plugins.pipelines import Bench
+    from conftest_plugins.results import Recorder
+
+
+@pytest.mark.energy
+def test_energy(built: "Bench", baseline: "Bench", rounds: int, recorder: "Recorder", machine_to_itself) -> None:
+    """Joules an image by the chip's own counter, and the share of the baseline's that is saved, with its interval."""
+    device, pictures = str(baseline.pipe.device), built.workload.batch_size
+    try:
+        energy.read(device)
+    except Unsupported as error:
+        for name in ("energy_j", "energy_reduction"):
+            recorder.measure(built.variant, name, None, note=str(error))
+        pytest.skip(str(error))
+    baseline.warm_up()
+    built.warm_up()
+    theirs: list[float] = []
+    ours: list[float] = []
+    for number in range(1, rounds + 1):
+        for bench, readings in ((baseline, theirs), (built, ours)):
+            doing = f"counting joules, round {number} of {rounds}"
+            readings.append(energy.joules_of_a_call(lambda bench=bench, doing=doing: bench.seconds(doing), device))
+
+    per_image = tuple(reading / pictures for reading in ours)
+    value, low, high = median_interval(per_image)
+    recorder.measure(built.variant, "energy_j", value, low, high, per_image)
+    share, least, most = ratio_interval(ours, theirs)  # of the baseline's joules
+    recorder.measure(built.variant, "energy_reduction", 1 - share, 1 - most, 1 - least)
+    assert value > 0
