@@ -183,6 +183,13 @@ def _variant_of(item: pytest.Item) -> str | None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[object]) -> None:
+    """Several workers compute at once: a thread that waits for another leaves the core to them, and does not spin."""
+    if len(specs) > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
     """xdist: tell a worker where its run writes."""
     node.workerinput[_OUTPUT_OF_THE_RUN] = str(node.config.stash[OUTPUT])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benched import run_pytest
 
-from conftest_plugins.options import worker_device
+from conftest_plugins.options import pytest_xdist_setupnodes, worker_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,16 @@ def test_each_worker_has_a_gpu(monkeypatch) -> None:
     for worker, expected in ("gw0", "cuda:0"), ("gw1", "cuda:1"), ("gw2", "cuda:0"):
         monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
         assert [worker_device(given) for given in ("cuda", "cuda:1", "cpu")] == [expected, "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize(("workers", "policy", "found"), [(1, "", ""), (2, "", "passive"), (2, "active", "active")])
+def test_workers_do_not_spin_against_each_other(workers, policy, found, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    if not policy:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    pytest_xdist_setupnodes(specs=["popen"] * workers)
+    assert os.environ.get("OMP_WAIT_POLICY", "") == found
+    os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def test_collecting_imports_no_torch() -> None:
