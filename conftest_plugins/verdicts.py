@@ -31,7 +31,7 @@ from optsd.judge.verdicts import failing, nothing_was_judged, said_at_last
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
-from . import ledgers
+from . import kept, ledgers
 from .estimates import beside_bounds
 from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device
 from .results import JUDGE, RECORDER
@@ -42,7 +42,7 @@ _OUTCOME = pytest.StashKey["Outcome"]()
 
 SHIPPED = Path(__file__).parents[1] / "expected"
 """Where the published claims of other sources are, if the folder of `--expected` has none."""
-QUESTIONS = {"--against": "AGAINST", "--gate": "GATE", "--claims": "CLAIMS"}
+QUESTIONS = {"--against": "AGAINST", "--gate": "GATE", "--claims": "CLAIMS", "--quality": "QUALITY"}
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
@@ -230,6 +230,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
         verdicts += _noted(config, "--claims", results.verdicts)
         if not results.bounds:
             results = replace(results, bounds=_kept_bounds(config, (claims, *others)))
+    if config.getoption("--quality", None):
+        verdicts += _noted(config, "--quality", kept.judged(config, results))
     try:
         file = baseline_file(config.rootpath / config.getoption("--expected") / "baselines", results)
         baselines = read_baselines(file) if file.exists() else None

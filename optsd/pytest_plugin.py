@@ -22,13 +22,15 @@ TAKE_A_VALUE = frozenset(
     (
         *("--model", "--variant", "--device", "--dtype", "--preset", "--steps", "--guidance", "--size", "--batch-size"),
         *("--rounds", "--images", "--seed", "--seeds", "--worst", "--output", "--coco", "--metric-weights"),
-        *("--image-store", "--prompts", "--reference", "--expected", "--repeat", "--claim-out"),
+        *("--quality", "--image-store", "--prompts", "--reference", "--expected", "--repeat", "--claim-out"),
         *("--subject", "--subject-timeout", "--against", "--against-tolerance", "--time-budget"),
     )
 )
 """The options of conftest_plugins/ that take a value."""
 
-PLUGINS = ("options", "results", "progress", "pipelines", "quality", "ledgers", "estimates", "verdicts", "against")
+PLUGINS = (
+    *("options", "results", "progress", "pipelines", "quality", "kept", "ledgers", "estimates", "verdicts", "against"),
+)
 """The modules of conftest_plugins/, each after those that it imports; in a wheel, of `optsd.conftest_plugins`."""
 
 BENCHES = "optsd.bench"

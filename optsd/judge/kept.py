@@ -8,15 +8,22 @@ answer is about: all that is assumed.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from optsd.errors import BadInput
 from optsd.judge.sequential import BETS, log_capital
+from optsd.judge.verdicts import why_absent
+from optsd.records import Results, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
+
+ERROR = 0.05
+"""How often a verdict of `judge_kept` may be wrong."""
+CLIP_RANGE = 0.5
+"""A cosine of OpenAI's CLIP is a score as a share of this; no healthy picture has more."""
 
 Status = Literal["kept", "lost", "insufficient data"]
 Scores = Sequence[tuple[float, float]]
@@ -33,6 +40,49 @@ class Kept:
     low: float
     high: float
     pictures: int
+
+
+def score(metric: str, readings: "np.ndarray") -> "np.ndarray":
+    """The scores between 0 and 1 of a metric's readings: of CLIP its cosine ÷ `CLIP_RANGE`, of LPIPS 1 − it."""
+    import numpy as np
+
+    if metric == "clip":
+        readings = readings / CLIP_RANGE
+    return np.clip(1 - readings if metric.startswith("lpips") else readings, 0, 1)
+
+
+def judge_kept(
+    results: Results, metric: str, asked: float, variants: Collection[str], seeds: int = 1
+) -> tuple[Verdict, ...]:
+    """Does each variant keep the share `asked` of the baseline's mean score? A prompt's seeds are averaged first.
+
+    One that is exact by its mathematics keeps it unless the pictures say otherwise.
+    """
+    theirs = results.get("baseline", metric)
+    exact = {technique.variant for technique in results.techniques if technique.exact}
+    found = []
+    for variant in variants:
+        if variant == "baseline":
+            continue
+        ours = results.get(variant, metric)
+        if not (ours and theirs and ours.samples and len(ours.samples) == len(theirs.samples)):
+            note = (ours.note if ours and not ours.samples else "") or why_absent(variant, results)
+            found.append(Verdict(variant, metric, "not measured", None, asked, "", f"--quality: {metric}", note))
+            continue
+        pairs = [_of_prompts(metric, row.samples, seeds) for row in (ours, theirs)]
+        said = kept(list(zip(*pairs, strict=True)), asked, ERROR)
+        status: str = said.status
+        note = f"{said.share:.1%} [{said.low:.1%}, {said.high:.1%}] of the baseline's over {said.pictures} prompts"
+        if status == "insufficient data" and variant in exact:
+            status, note = "kept", f"exact by its mathematics, and no picture says otherwise; {note}"
+        found.append(Verdict(variant, metric, status, said.share, asked, "", f"--quality: {metric}", note))
+    return tuple(found)
+
+
+def _of_prompts(metric: str, readings: Sequence[float], seeds: int) -> list[float]:
+    import numpy as np
+
+    return score(metric, np.asarray(readings)).reshape(seeds, -1).mean(0).tolist()
 
 
 def kept(scores: Scores, asked: float, error: float) -> Kept:

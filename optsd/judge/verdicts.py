@@ -4,6 +4,7 @@
 | --- | --- |
 | does the guide's claim hold? | reproduced, exceeded, missed, unattainable, not measured, not comparable |
 | is this build slower than another? | slower, faster, same, insufficient data (`sequential.py`) |
+| does a variant keep its quality? | kept, lost, insufficient data, not measured (`kept.py`) |
 | did this machine get slower? | ok, improved, regressed, insufficient data, no baseline, not measured, not comparable |
 
 A claim is judged by the measured value and its tolerance. A regression needs the whole confidence interval of the
@@ -17,9 +18,9 @@ from typing import Any
 from optsd.metrics import METRICS, metric, zero_is_a_figure
 from optsd.records import Measurement, Results, Verdict
 
-FAILING = frozenset({"missed", "regressed", "unattainable", "slower"})
+FAILING = frozenset({"missed", "regressed", "unattainable", "slower", "lost"})
 ABSENT = frozenset({"no baseline", "not measured"})
-PASSING = frozenset({"reproduced", "exceeded", "ok", "improved", "faster", "same"})
+PASSING = frozenset({"reproduced", "exceeded", "ok", "improved", "faster", "same", "kept"})
 
 
 TIMES = ("s", "×", "images/s")

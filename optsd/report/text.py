@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from optsd.files import write_atomically
+from optsd.judge.verdicts import FAILING
 from optsd.records import Results, Verdict, Workload
 from optsd.report.findings import answers, count_verdicts, disturbances, missing, set_apart, sign_of
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
-_FAILING = ("missed", "regressed", "differs", "unattainable")
+_FAILING = (*FAILING, "differs")
 
 
 def write(results: Results, folder: Path) -> None:

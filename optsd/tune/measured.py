@@ -10,6 +10,7 @@ import numpy as np
 
 from optsd import models
 from optsd.errors import BadInput, OptsdError
+from optsd.judge.kept import score
 from optsd.measure import memory
 from optsd.measure.pictures import check_pictures
 from optsd.measure.run import run_batch, timing_prompts
@@ -28,8 +29,6 @@ from optsd.tune.search import BASELINE, Failed, Scores, TimeUp, block_of
 from optsd.variants import against_eager
 
 MOST_OBJECTS = 2  # that a prompt of the shipped model asks for
-CLIP_RANGE = 0.5
-"""A cosine is a score as a share of this; no healthy picture has more, and below zero is as bad as zero."""
 
 
 @dataclass
@@ -177,19 +176,19 @@ def _objects(readings: Readings, ours: Pictures, theirs: Pictures, texts: Sequen
 
 
 def _clip(readings: Readings, ours: Pictures, theirs: Pictures, texts: Sequence[str]) -> tuple[Any, Any]:
-    found = (np.clip(readings.agreement(each, texts) / CLIP_RANGE, 0, 1) for each in (ours, theirs))
+    found = (score("clip", readings.agreement(each, texts)) for each in (ours, theirs))
     return tuple(found)  # type: ignore[return-value]
 
 
 def _lpips(readings: Readings, ours: Pictures, theirs: Pictures, texts: Sequence[str]) -> tuple[Any, Any]:
     """1 − LPIPS, of which the baseline itself has 1. What is further off than 1 counts as 1."""
     distances = readings.distances(ours, theirs)
-    return np.clip(1 - distances, 0, 1), np.ones(len(distances))
+    return score("lpips", distances), np.ones(len(distances))
 
 
 def _ssim(readings: Readings, ours: Pictures, theirs: Pictures, texts: Sequence[str]) -> tuple[Any, Any]:
     similar = readings.pixels(ours, theirs)["ssim"]
-    return np.clip(similar, 0, 1), np.ones(len(similar))
+    return score("ssim", similar), np.ones(len(similar))
 
 
 SCORES: dict[str, Callable[[Readings, Pictures, Pictures, Sequence[str]], tuple[Any, Any]]] = {

@@ -75,22 +75,26 @@ class Request:
 
     def demands(self, source: Source) -> tuple[Demand, ...]:
         """What is to be kept, as shares of scores between 0 and 1. Raises BadInput where pictures are noise."""
-        own = source.name in shapes.PIPELINES  # they have judges of their own, and those metrics names of their own
         quality = QUALITY if (self.quality, self.lpips, self.ssim) == (None, None, None) else self.quality
-        if source.name in RANDOM and (quality is not None or self.lpips is not None):
-            raise BadInput(
-                f"{source.name} has random weights: nothing can judge its pictures",
-                "ask for likeness to the baseline's alone, such as --ssim 0.9",
-            )
-        asked = {
-            "objects_right" if own else "clip": quality,
-            "lpips_shapes" if own else "lpips": None if self.lpips is None else 1 - self.lpips,
-            "ssim": self.ssim,
-        }
+        asked = {"ssim": self.ssim}
+        if quality is not None or self.lpips is not None:
+            lpips = "lpips_shapes" if source.name in shapes.PIPELINES else "lpips"
+            asked = {judged_by(source): quality, lpips: None if self.lpips is None else 1 - self.lpips, **asked}
         return tuple(Demand(name, share) for name, share in asked.items() if share is not None)
 
     def ask(self, source: Source, images: int) -> Ask:
         return Ask(self.demands(source), self.memory, self.goal, self.rounds, images)
+
+
+def judged_by(source: Source) -> str:
+    """The metric that `--quality` is a share of. Raises BadInput where pictures are noise."""
+    if source.name in RANDOM:
+        raise BadInput(
+            f"{source.name} has random weights: nothing can judge its pictures",
+            "ask for likeness to the baseline's alone, such as optsd tune --ssim 0.9",
+        )
+    # The shipped models have judges of their own, and those metrics names of their own.
+    return "objects_right" if source.name in shapes.PIPELINES else "clip"
 
 
 def parse_seconds(text: str) -> float:

@@ -1,12 +1,15 @@
 """Whether a variant keeps its quality: how often the rule errs, and how many pictures it takes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput
-from optsd.judge.kept import decide, fewest, kept
+from optsd.judge.kept import decide, fewest, judge_kept, kept, score
+from optsd.records import Measurement
 
 ERROR = 0.05
 
@@ -78,3 +81,55 @@ def test_what_is_no_score(wrong) -> None:
         kept(wrong, 0.95, ERROR)
     with pytest.raises(BadInput, match="cannot be shown"):
         kept([(1.0, 1.0)], 1.0, ERROR)
+
+
+def run(make_run, before: list[float], after: list[float] | None, exact: bool = False):
+    given = {"baseline": before} | ({} if after is None else {"int8": after})
+    rows = [
+        Measurement(name, "objects_right", "", float(np.mean(samples)), samples=tuple(samples))
+        for name, samples in given.items()
+    ]
+    found = make_run(extra=tuple(rows))
+    return replace(found, techniques=tuple(replace(one, exact=exact) for one in found.techniques))
+
+
+@pytest.mark.parametrize(
+    ("after", "status"),
+    [
+        ([1.0] * 120, "kept"),
+        ([1.0, 0.0] * 60, "lost"),
+        ([*[1.0] * 114, *[0.0] * 6], "insufficient data"),
+        (None, "not measured"),
+        ([1.0] * 60, "not measured"),  # of other pictures
+    ],
+)
+def test_verdicts_are_of_each_variant_and_say_how_much(make_run, after, status) -> None:
+    (verdict,) = judge_kept(run(make_run, [1.0] * 120, after), "objects_right", 0.95, ["baseline", "int8"])
+    assert (verdict.variant, verdict.status, verdict.expected) == ("int8", status, 0.95)
+    assert verdict.note
+    if status == "lost":
+        assert verdict.note.startswith("50.0% [")
+
+
+def test_an_exact_variant_keeps_it_unless_its_pictures_say_otherwise(make_run) -> None:
+    for exact, after, status in ((True, 1.0, "kept"), (False, 1.0, "insufficient data"), (True, 0.0, "lost")):
+        found = run(make_run, [1.0] * 20, [after] * 20, exact)
+        assert judge_kept(found, "objects_right", 0.95, ["int8"])[0].status == status
+
+
+def test_a_prompts_seeds_are_one_reading(make_run) -> None:
+    """Two seeds of 60 prompts, of which one fails each time: half of every prompt is lost, not every other one."""
+    whole = run(make_run, [1.0] * 120, [1.0] * 60 + [0.0] * 60)
+    assert "over 60 prompts" in judge_kept(whole, "objects_right", 0.95, ["int8"], seeds=2)[0].note
+    assert judge_kept(whole, "objects_right", 0.95, ["int8"], seeds=2)[0].measured == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "reading", "expected"),
+    [
+        *(("clip", 0.25, 0.5), ("clip", -0.1, 0), ("clip", 0.7, 1), ("clip_shapes", 0.9, 0.9)),
+        *(("lpips", 0.1, 0.9), ("lpips_shapes", 1.4, 0), ("ssim", 0.8, 0.8), ("objects_right", 0.5, 0.5)),
+    ],
+)
+def test_readings_become_scores_between_0_and_1(metric, reading, expected) -> None:
+    assert score(metric, np.array([reading])) == pytest.approx(expected)
