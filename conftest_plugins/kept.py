@@ -41,5 +41,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def judged(config: pytest.Config, results: Results) -> tuple[Verdict, ...]:
     """The verdicts on every variant and subject of this run."""
     metric = judged_by(models.check(config.getoption("--model")))
-    share, seeds = config.getoption("--quality"), config.getoption("--seeds")
-    return judge_kept(results, metric, share, config.stash[VARIANTS], seeds)
+    variants = config.stash[VARIANTS]
+    return judge_kept(results, metric, config.getoption("--quality"), variants, config.getoption("--seeds"))

@@ -8,7 +8,7 @@ answer is about: all that is assumed.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,7 +52,7 @@ def score(metric: str, readings: "np.ndarray") -> "np.ndarray":
 
 
 def judge_kept(
-    results: Results, metric: str, asked: float, variants: Collection[str], seeds: int = 1
+    results: Results, metric: str, asked: float, variants: Iterable[str], seeds: int = 1
 ) -> tuple[Verdict, ...]:
     """Does each variant keep the share `asked` of the baseline's mean score? A prompt's seeds are averaged first.
 
