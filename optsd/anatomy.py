@@ -16,8 +16,12 @@ Pipeline: TypeAlias = Any
 DENOISERS = ("unet", "transformer")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DECODER = "vae"
-FUSED_PROJECTIONS = ("to_qkv", "to_kv", "to_added_qkv")
-"""What diffusers calls the layers that it puts in place of an attention layer's projections."""
+FUSED_PROJECTIONS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""What diffusers calls the layers that it puts in place of an attention layer's projections: what each is made of."""
 ADAPTED = "base_layer"
 """What peft calls the layer that an adapter, such as a LoRA, wraps."""
 

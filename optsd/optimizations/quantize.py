@@ -12,9 +12,11 @@ from optsd.calls import plain_class
 from optsd.errors import BadInput, Unsupported
 from optsd.patching import Change, Patch, Pipeline, Stage
 from optsd.quantization import kernels
+from optsd.quantization import rules as by_layer
 from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16, type_inside
-from optsd.quantization.convert import KEPT, Conversion, check_convertible, convert
+from optsd.quantization.convert import KEPT, Conversion, check_convertible, check_rules, convert
 from optsd.quantization.layers import QLinear, QuantizedLayer
+from optsd.quantization.rules import BITS, Rule
 
 COMPONENTS = ("denoiser", "text_encoder", "vae")
 WHY_LOSSY = "the original weights were released, that is where the memory is saved"
@@ -24,21 +26,31 @@ WHY_LOSSY = "the original weights were released, that is where the memory is sav
 class Quantize:
     """What `Int8` and `Int4` share.
 
-    `keep`: shell patterns of layer names that stay in high precision. `components`: of `denoiser`, `text_encoder` and
-    `vae`. `kernel`: `auto`, or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes between
-    the denoiser's layers: `auto` (bfloat16 for a float32 one on a CPU that has instructions for it) or `same`.
+    `rules`: which layers of the denoiser get another precision. `keep`: shell patterns of layer names that stay in high
+    precision whatever the rules say. `components`: of `denoiser`, `text_encoder` and `vae`. `kernel`: `auto`, or one of
+    `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes between the denoiser's layers: `auto`
+    (bfloat16 for a float32 one on a CPU that has instructions for it) or `same`.
     """
 
+    rules: tuple[Rule, ...] = ()
     keep: tuple[str, ...] = KEPT
     components: tuple[str, ...] = ("denoiser",)
     kernel: str = "auto"
     between: str = "auto"
     group_size: int = 32  # INT4 only
-    name: str = ""
     bits: int = field(default=8, init=False)
     exact: bool = field(default=False, init=False)
     stage: Stage = field(default=Stage.WEIGHTS, init=False)
     slot: str = field(default="weights", init=False)
+
+    @property
+    def name(self) -> str:
+        return by_layer.spelled(f"int{self.bits}", self.rules)
+
+    @classmethod
+    def from_text(cls, text: str) -> "Quantize":
+        """`up_blocks.*=int4:mid_block.*=float`. Raises BadInput."""
+        return cls(by_layer.parse(text))
 
     def check(self, pipe: Pipeline) -> None:
         if self.between not in ("auto", "same"):
@@ -47,12 +59,15 @@ class Quantize:
             raise BadInput(f"{self.name} cannot quantize {self.components!r}", f"choose from {', '.join(COMPONENTS)}")
         for name, module in self._modules(pipe).items():
             check_convertible(module, name)
-            kernels.choose(anatomy.device(module), self.kernel, self.bits)
+            rules = self._rules(name, pipe)
+            check_rules(module, self.bits, self.keep, name, rules)
+            for bits in {self.bits, *(BITS[rule.precision] for rule in rules if rule.precision in BITS)}:
+                kernels.choose(anatomy.device(module), self.kernel, bits)
 
     def apply(self, pipe: Pipeline) -> Patch:
         modules = self._modules(pipe)
         done = [
-            convert(module, self.bits, self.group_size, self.keep, self.kernel, name)
+            convert(module, self.bits, self.group_size, self.keep, self.kernel, name, self._rules(name, pipe))
             for name, module in modules.items()
         ]
         changes: list[Change] = [*done]
@@ -60,8 +75,11 @@ class Quantize:
         if self.between == "auto" and module in modules.values() and suits_bfloat16(module):
             changes.append(compute_in_bfloat16(module))
         touched = tuple(layer for conversion in done for layer in conversion.converted)
-        proof = partial(read_proof, module, done, self.name)
+        proof = partial(read_proof, module, done, self.bits)
         return Patch(self.name, touched, proof, tuple(changes), why_lossy=WHY_LOSSY)
+
+    def _rules(self, component: str, pipe: Pipeline) -> tuple[Rule, ...]:
+        return self.rules if component == anatomy.denoiser_name(pipe) else ()
 
     def _modules(self, pipe: Pipeline) -> dict[str, nn.Module]:
         """The components by the pipeline's own names. Raises Unsupported for one that it lacks."""
@@ -78,8 +96,6 @@ class Quantize:
 class Int8(Quantize):
     """8-bit weights, one scale an output; activations quantized on the fly; integer multiplication (W8A8)."""
 
-    name: str = "int8"
-
 
 @dataclass(frozen=True)
 class Int4(Quantize):
@@ -88,16 +104,16 @@ class Int4(Quantize):
     Smaller groups cost a byte each and lose less.
     """
 
-    name: str = "int4"
     bits: int = field(default=4, init=False)
 
 
-def read_proof(denoiser: nn.Module, done: list[Conversion], technique: str) -> dict[str, Any]:
+def read_proof(denoiser: nn.Module, done: list[Conversion], own: int) -> dict[str, Any]:
+    """`own`: the technique's bits, whose numbers of layers come first, whatever the rules gave the others."""
     layers = [layer for conversion in done for layer in conversion.converted.values()]
-    kinds = Counter("linear" if isinstance(layer, QLinear) else "conv2d" for layer in layers)
+    numbers = Counter((layer.bits, "linear" if isinstance(layer, QLinear) else "conv2d") for layer in layers)
+    given = dict.fromkeys([own, *sorted({layer.bits for layer in layers})])
     return {
-        f"{technique}_linear": kinds["linear"],
-        f"{technique}_conv2d": kinds["conv2d"],
+        **{f"int{bits}_{kind}": numbers[bits, kind] for bits in given for kind in ("linear", "conv2d")},
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
         "between_layers": str(type_inside(denoiser)).removeprefix("torch."),
         "fused_blocks": sum(plain_class(module) in FUSED.values() for module in denoiser.modules()),

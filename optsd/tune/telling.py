@@ -1,12 +1,13 @@
 """What a person reads of a search: table, answer, what was not tried; a report, and the pictures that lost most."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from optsd.files import write_atomically
+from optsd.files import plain_name, write_atomically
 from optsd.judge.expectations import machine_name
 from optsd.metrics import metric
 from optsd.records import Measurement, Results
@@ -165,7 +166,7 @@ def _recipe(found: Found, name: str) -> Iterator[str]:
     yield "  import optsd"
     yield f"  pipe = optsd.load({model!r})"
     yield f"  optsd.apply(pipe, {spelled!r})    # on this machine the same as optsd.load({model!r}, variant='tuned')"
-    yield f"  $ pytest bench --model {model} --variant {name}"
+    yield f"  $ pytest bench --model {model} --variant {shlex.quote(name)}"
     yield f"  written to {found.file}: pytest bench --variant tuned, with --expected-update and --gate, watches it"
 
 
@@ -258,7 +259,7 @@ def _worst(found: Found, best: Known, bench: "Measured") -> tuple[dict, ...]:
     for variant, pictures in ((BASELINE, theirs), (best.name, ours)):
         for index, image in enumerate(pictures):
             if index in wanted:
-                file = f"images/{variant}/{index:04d}.png"
+                file = f"images/{plain_name(variant)}/{index:04d}.png"
                 write_atomically(found.folder / file, to_png(image))
                 row = {"variant": variant, "prompt": texts[index], "seed": found.workload.seed, "index": index}
                 row["file"], (rank, loss) = file, wanted[index]
