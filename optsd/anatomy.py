@@ -116,6 +116,19 @@ EMBEDDINGS = (
 )
 MODULATION = ("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear")
 """With the two above, the layers of a denoiser that every output depends on, as shell patterns of their names."""
+KINDS = {
+    "time projections": "*.time_emb_proj",
+    "residual convolutions": "*.resnets.*.conv?",
+    "shortcut convolutions": "*.conv_shortcut",
+    "down- and upsampling": "*samplers*",
+    "attention's projections in and out": "*.proj_*",
+    "self-attention": "*.attn1.*",
+    "cross-attention": "*.attn2.*",
+    "attention": "*.attn.*",  # of transformers, text and picture together
+    "feed-forward": "*.ff.*",
+    "the text's feed-forward": "*.ff_context.*",
+}
+"""Kinds of a denoiser's other layers, a pattern each; no layer is of two."""
 
 
 def device(module: nn.Module) -> torch.device:
