@@ -116,6 +116,12 @@ EMBEDDINGS = (
 )
 MODULATION = ("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear")
 """With the two above, the layers of a denoiser that every output depends on, as shell patterns of their names."""
+ENCODING = ("encoder.*", "quant_conv")
+"""The layers of what encodes and decodes pictures that only encode: a picture is drawn without them."""
+DECODERS_ENDS = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
+"""Its layers that latents and pixels go through themselves."""
+PRECISE_IN_TEXT = ("*.wo",)
+"""The layers of text encoders that transformers computes in float32 whatever the type (T5)."""
 KINDS = {
     "time projections": "*.time_emb_proj",
     "residual convolutions": "*.resnets.*.conv?",

@@ -39,7 +39,7 @@ PARAMETERS = {"deepcache": "3", "tome": "0.5", "fbcache": "0.1", "taylorseer": "
 """The techniques that take a parameter after a colon, and its value where a name gives none."""
 
 BY_LAYER = ("int8", "int4")
-"""Those that take rules after a colon, or nothing: `int8:up_blocks.*=int4` (`optsd.quantization.rules`)."""
+"""Those that take words after a colon, or none: `int8:all:up_blocks.*=int4` (`optsd.quantization.rules`)."""
 
 GUIDE_VARIANTS = (
     "baseline",
@@ -133,7 +133,8 @@ def canonical(name: str) -> str:
 def _written_out(part: str) -> str:
     name, colon, parameter = part.partition(":")
     if name in BY_LAYER and colon:
-        return rules.spelled(name, rules.parse(parameter))
+        whole, by_layer = rules.read(parameter)
+        return rules.spelled(name, by_layer, whole)
     return f"{part}:{PARAMETERS[part]}" if part in PARAMETERS else part
 
 

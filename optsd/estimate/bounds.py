@@ -200,7 +200,7 @@ def techniques_of(variant: str) -> tuple[str, ...]:
     """`int8+flash` as its techniques. Raises Unsupported where one of them has no bound."""
     names = tuple(canonical(variant).split("+"))
     for name in names:
-        if name not in KNOWN and not rules.fewest_bits(name):
+        if name not in KNOWN and (not rules.fewest_bits(name) or rules.read(name.partition(":")[2])[0]):
             raise Unsupported(f"{name} has no bound", f"ask for one of {', '.join(KNOWN)}")
     return names
 

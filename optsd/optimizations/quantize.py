@@ -14,7 +14,7 @@ from optsd.patching import Change, Patch, Pipeline, Stage
 from optsd.quantization import kernels
 from optsd.quantization import rules as by_layer
 from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16, type_inside
-from optsd.quantization.convert import KEPT, Conversion, check_convertible, check_rules, convert
+from optsd.quantization.convert import KEPT, Conversion, check_convertible, check_finite, check_rules, convert
 from optsd.quantization.layers import QLinear, QuantizedLayer
 from optsd.quantization.rules import BITS, Rule
 
@@ -26,13 +26,15 @@ WHY_LOSSY = "the original weights were released, that is where the memory is sav
 class Quantize:
     """What `Int8` and `Int4` share.
 
-    `rules`: which layers of the denoiser get another precision. `keep`: shell patterns of layer names that stay in high
-    precision whatever the rules say. `components`: of `denoiser`, `text_encoder` and `vae`. `kernel`: `auto`, or one of
-    `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes between the denoiser's layers: `auto`
-    (bfloat16 for a float32 one on a CPU that has instructions for it) or `same`.
+    `rules`: which layers of the denoiser get another precision. `whole`: all text encoders and the decoder are
+    quantized too, to 8 bits, as 4 cost more there than in a denoiser. `keep`: shell patterns of layer names that stay
+    in high precision whatever the rules say. `components`: of `denoiser`, `text_encoder` and `vae`. `kernel`: `auto`,
+    or one of `optsd.quantization.kernels.KERNELS`. `between`: the type of what passes between the denoiser's layers:
+    `auto` (bfloat16 for a float32 one on a CPU that has instructions for it) or `same`.
     """
 
     rules: tuple[Rule, ...] = ()
+    whole: bool = False
     keep: tuple[str, ...] = KEPT
     components: tuple[str, ...] = ("denoiser",)
     kernel: str = "auto"
@@ -45,12 +47,13 @@ class Quantize:
 
     @property
     def name(self) -> str:
-        return by_layer.spelled(f"int{self.bits}", self.rules)
+        return by_layer.spelled(f"int{self.bits}", self.rules, self.whole)
 
     @classmethod
     def from_text(cls, text: str) -> "Quantize":
-        """`up_blocks.*=int4:mid_block.*=float`. Raises BadInput."""
-        return cls(by_layer.parse(text))
+        """`all:up_blocks.*=int4:mid_block.*=float`. Raises BadInput."""
+        whole, rules = by_layer.read(text)
+        return cls(rules, whole)
 
     def check(self, pipe: Pipeline) -> None:
         if self.between not in ("auto", "same"):
@@ -59,17 +62,20 @@ class Quantize:
             raise BadInput(f"{self.name} cannot quantize {self.components!r}", f"choose from {', '.join(COMPONENTS)}")
         for name, module in self._modules(pipe).items():
             check_convertible(module, name)
-            rules = self._rules(name, pipe)
-            check_rules(module, self.bits, self.keep, name, rules)
-            for bits in {self.bits, *(BITS[rule.precision] for rule in rules if rule.precision in BITS)}:
+            own, keep, rules = self._how(name)
+            check_rules(module, own, keep, name, rules)
+            for bits in {own, *(BITS[rule.precision] for rule in rules if rule.precision in BITS)}:
                 kernels.choose(anatomy.device(module), self.kernel, bits)
 
     def apply(self, pipe: Pipeline) -> Patch:
         modules = self._modules(pipe)
-        done = [
-            convert(module, self.bits, self.group_size, self.keep, self.kernel, name, self._rules(name, pipe))
-            for name, module in modules.items()
-        ]
+        if len(modules) > 1:  # the weights of one must not be gone when another's turn out to be broken
+            for name, module in modules.items():
+                check_finite(module, self._how(name)[1], name)
+        done = []
+        for name, module in modules.items():
+            bits, keep, rules = self._how(name)
+            done.append(convert(module, bits, self.group_size, keep, self.kernel, name, rules))
         changes: list[Change] = [*done]
         module = anatomy.denoiser(pipe)
         if self.between == "auto" and module in modules.values() and suits_bfloat16(module):
@@ -78,12 +84,19 @@ class Quantize:
         proof = partial(read_proof, module, done, self.bits)
         return Patch(self.name, touched, proof, tuple(changes), why_lossy=WHY_LOSSY)
 
-    def _rules(self, component: str, pipe: Pipeline) -> tuple[Rule, ...]:
-        return self.rules if component == anatomy.denoiser_name(pipe) else ()
+    def _how(self, component: str) -> tuple[int, tuple[str, ...], tuple[Rule, ...]]:
+        """The bits of its layers, which are kept, and the rules."""
+        if component in anatomy.DENOISERS:
+            return self.bits, self.keep, self.rules
+        if not self.whole:
+            return self.bits, self.keep, ()
+        more = (*anatomy.ENCODING, *anatomy.DECODERS_ENDS) if component == anatomy.DECODER else anatomy.PRECISE_IN_TEXT
+        return 8, (*self.keep, *more), ()
 
     def _modules(self, pipe: Pipeline) -> dict[str, nn.Module]:
         """The components by the pipeline's own names. Raises Unsupported for one that it lacks."""
-        names = [anatomy.denoiser_name(pipe) if name == "denoiser" else name for name in self.components]
+        more = (*anatomy.text_encoders(pipe), anatomy.DECODER) if self.whole else ()
+        names = [anatomy.denoiser_name(pipe) if name == "denoiser" else name for name in (*self.components, *more)]
         modules = {name: anatomy.component(pipe, name) for name in names}
         if missing := [name for name, module in modules.items() if module is None]:
             raise Unsupported(
@@ -114,6 +127,7 @@ def read_proof(denoiser: nn.Module, done: list[Conversion], own: int) -> dict[st
     given = dict.fromkeys([own, *sorted({layer.bits for layer in layers})])
     return {
         **{f"int{bits}_{kind}": numbers[bits, kind] for bits in given for kind in ("linear", "conv2d")},
+        **({"quantized": {each.name: len(each.converted) for each in done}} if len(done) > 1 else {}),
         "left_in_high_precision": {name: why for conversion in done for name, why in conversion.left.items()},
         "between_layers": str(type_inside(denoiser)).removeprefix("torch."),
         "fused_blocks": sum(plain_class(module) in FUSED.values() for module in denoiser.modules()),

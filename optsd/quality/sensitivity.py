@@ -88,6 +88,7 @@ def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
     yield "the UNet, but for what is kept by default", Alone(technique(between="same"))
     yield "the same, bfloat16 between the layers where that is faster", Alone(technique())
     yield "the whole UNet", Alone(technique(keep=(), between="same"))
+    yield f"all networks, as int{bits}:all has them", Alone(technique(whole=True, between="same"))
     for component in COMPONENTS[1:]:
         yield f"the whole {component}", Alone(technique(keep=(), components=(component,), between="same"))
 

@@ -15,6 +15,7 @@ from optsd.errors import BadInput, NothingMatched, Unsupported
 from optsd.quantization import rules as by_layer
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
 from optsd.quantization.rules import BITS, Rule
+from optsd.quantization.schemes import check_weights
 
 KEPT = (*anatomy.FIRST_AND_LAST, *anatomy.EMBEDDINGS, *anatomy.MODULATION)
 """Layers that stay in high precision unless a filter says otherwise: `optsd sensitivity` measures what each costs."""
@@ -124,6 +125,15 @@ def check_rules(module: nn.Module, bits: int, keep: Collection[str], name: str, 
     """Raise NothingMatched for a rule that would change nothing in this module."""
     layers, left = convertible(module, keep)
     by_layer.check(rules, f"int{bits}", [*map(_adapted, layers)], [*map(_adapted, left)], name)
+
+
+def check_finite(module: nn.Module, keep: Collection[str], name: str) -> None:
+    """Raise BadInput, naming the layer, for weights that `convert` would refuse. Changes nothing."""
+    for layer, child in convertible(module, keep)[0].items():
+        try:
+            check_weights(child.weight)
+        except BadInput as error:
+            raise BadInput(f"{name}.{layer}: {error.problem}", error.remedy) from error
 
 
 def _adapted(layer: str) -> str:

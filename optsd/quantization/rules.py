@@ -1,4 +1,5 @@
-"""Which layers are quantized otherwise: the rules in a name such as `int8:up_blocks.*=int4`. Imports no torch.
+"""What the words after a name say: `int8:up_blocks.*=int4` which layers are quantized otherwise, `int8:all` that all
+networks are quantized, not the denoiser alone. Imports no torch.
 
 A rule is a shell pattern (`fnmatch`) of the names of the denoiser's layers, and a precision. Where several match a
 layer the most precise one counts, so their order means nothing; what stays in high precision by default stays so
@@ -16,6 +17,7 @@ from optsd.errors import BadInput, NothingMatched
 PRECISIONS = ("int4", "int8", "float")
 """From the least precise to the most."""
 BITS = {"int4": 4, "int8": 8}
+WHOLE = "all"
 _PATTERN = re.compile(r"[A-Za-z0-9_.*?-]+")  # nothing that a shell, a list of variants or a table takes for its own
 _DENOISER = re.compile(r"^(unet|transformer)\.")
 _EXAMPLE = "write for example up_blocks.*=int4, and join several with a colon"
@@ -32,6 +34,15 @@ class Rule:
     @property
     def rank(self) -> int:
         return PRECISIONS.index(self.precision)
+
+
+def read(text: str) -> tuple[bool, tuple[Rule, ...]]:
+    """Whether `all` is one of the words, and the rules that the others are. Raises BadInput."""
+    words = [word.strip() for word in text.split(":")]
+    others = [word for word in words if word != WHOLE]
+    if len(others) < len(words) - 1:
+        raise BadInput(f"{text!r} says {WHOLE} twice", "say it once")
+    return len(others) < len(words), parse(":".join(others)) if others else ()
 
 
 def parse(text: str) -> tuple[Rule, ...]:
@@ -55,15 +66,15 @@ def parse(text: str) -> tuple[Rule, ...]:
     return tuple(sorted(found.values()))
 
 
-def spelled(technique: str, rules: Collection[Rule]) -> str:
-    """The name of a technique with these rules: `parse` reads what comes after its first colon."""
-    return ":".join((technique, *map(str, rules)))
+def spelled(technique: str, rules: Collection[Rule], whole: bool = False) -> str:
+    """The name of a technique with these rules: `read` reads what comes after its first colon."""
+    return ":".join((technique, *([WHOLE] if whole else []), *map(str, rules)))
 
 
 def fewest_bits(technique: str) -> int:
-    """Of a layer's weights with `int8:up_blocks.*=int4`; 0 where that is no such technique."""
+    """Of the weights of the denoiser's layers with `int8:up_blocks.*=int4`; 0 where that is no such technique."""
     base, _, text = technique.partition(":")
-    given = [base, *(rule.precision for rule in (parse(text) if text else ()))] if base in BITS else []
+    given = [base, *(rule.precision for rule in (read(text)[1] if text else ()))] if base in BITS else []
     return min((BITS[each] for each in given if each in BITS), default=0)
 
 

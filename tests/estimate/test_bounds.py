@@ -101,6 +101,8 @@ def test_techniques_without_a_bound():
     assert bounds.techniques_of("combined") == ("int8", "flash")
     with pytest.raises(Unsupported, match="deepcache:3 has no bound"):
         bounds.techniques_of("deepcache:3")
+    with pytest.raises(Unsupported, match="int8:all has no bound"):
+        bounds.techniques_of("int8:all")
 
 
 def judged(results, claims, traces):

@@ -141,6 +141,9 @@ def test_quantized_weights_are_smaller_and_multiply_integers(small):
     plain, int8, mixed, int4 = (estimate("small", name, small) for name in names)
     sizes = [found.weight_bytes["unet"] for found in (int4, mixed, int8, plain)]
     assert sizes == sorted(set(sizes))
+    whole = estimate("small", "int8:all", small)
+    assert whole.weight_bytes["unet"] == int8.weight_bytes["unet"]
+    assert all(whole.weight_bytes[name] < int8.weight_bytes[name] for name in ("text_encoder", "vae"))
     for found in (int8, mixed, int4):
         kinds = {one.kind for one in found.operations if one.precision == "int8" and one.flops}
         assert kinds == {"linear", "convolution"}

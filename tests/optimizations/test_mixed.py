@@ -80,6 +80,47 @@ def test_the_contract(family, tmp_path) -> None:
     assert (image(loaded) - drawn).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(("family", "base", "other"), [("SD 1.5", "int8", "int4"), ("SD3", "int4", "int8")])
+def test_all_networks(family, base, other, tmp_path) -> None:
+    pipe = make(family)
+    before = image(pipe)
+    name = f"{base}:all:{FAMILIES[family][0]}={other}"
+    patch = optsd.apply(pipe, name)
+    networks = anatomy.networks(pipe)
+    proof = patch.proof
+    assert set(proof["quantized"]) == set(networks)
+    assert min(proof["quantized"].values()) > 0
+    assert (
+        sum(proof["quantized"].values())
+        == len(patch.touched)
+        == sum(proof[f"int{each}_{kind}"] for each in (4, 8) for kind in ("linear", "conv2d"))
+    )
+    assert {*bits(networks[anatomy.denoiser_name(pipe)]).values()} == {4, 8}, "rules are for the denoiser"
+    for place, network in networks.items():
+        if place != anatomy.denoiser_name(pipe):
+            assert {*bits(network).values()} == {8}, "4 cost too much there"
+    decoder = bits(anatomy.decoder(pipe))
+    assert all(layer.startswith("decoder.") for layer in decoder), "what encodes pictures is not used"
+    assert not {"decoder.conv_in", "decoder.conv_out"} & {*decoder}
+    assert not [layer for place, network in networks.items() for layer in bits(network) if layer.endswith(".wo")]
+    drawn = image(pipe)
+    assert patch.proof["integer_kernel_calls"] > len(patch.touched)
+    assert 0 < (drawn - before).square().mean() < 1e-2
+    with pytest.raises(OptsdError, match="cannot be undone"):
+        patch.undo()
+    quantization.save(pipe, tmp_path)
+    assert (image(optsd.load(str(tmp_path), "cpu")) - drawn).abs().max() < 1e-2
+
+
+def test_broken_weights_in_one_network_leave_all_as_they_were() -> None:
+    pipe = make("SD 1.5")
+    with torch.no_grad():
+        pipe.vae.decoder.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(BadInput, match=r"vae.decoder.mid_block.resnets.0.conv1: a weight is NaN or infinite; repair"):
+        optsd.apply(pipe, "int8:all")
+    assert not any(map(bits, anatomy.networks(pipe).values()))
+
+
 def test_what_is_named_is_what_is_measured(untrained_folder) -> None:
     """`optsd.load(variant=…)`, and with other techniques in one name."""
     pipe = optsd.load(str(untrained_folder), "cpu", variant="flash+int8:unet.up*=int4")

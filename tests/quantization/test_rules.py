@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.errors import BadInput, NothingMatched
-from optsd.quantization.rules import BITS, PRECISIONS, Rule, check, decide, fewest_bits, nearest, parse, spelled
+from optsd.quantization.rules import BITS, PRECISIONS, Rule, check, decide, fewest_bits, nearest, parse, read, spelled
 from optsd.variants import BY_LAYER, canonical
 
 LAYERS = (
@@ -122,9 +122,20 @@ def test_what_is_near_is_there():
         assert all(any(fnmatchcase(layer, each) for layer in LAYERS) for each in found)
 
 
+def test_all_is_a_word_of_its_own():
+    assert canonical("int8: up*=int4 : all ") == canonical("int8:all:up*=int4") == "int8:all:up*=int4"
+    assert canonical("flash+int4:all") == "flash+int4:all"
+    assert read("all") == (True, ())
+    assert read("up*=int4") == (False, parse("up*=int4"))
+    assert canonical("int8:all=int4") == "int8:all=int4", "a layer may be called so"
+    for wrong in ("all:all", "all:", "everything", "all:up*"):
+        with pytest.raises(BadInput):
+            canonical(f"int8:{wrong}")
+
+
 def test_bits_of_a_name():
     assert [fewest_bits(name) for name in ("int8", "int4", "flash", "int8-bnb")] == [8, 4, 0, 0]
     assert fewest_bits("int8:a=int4") == fewest_bits("int4:a=int8") == 4
-    assert fewest_bits("int8:a=float") == 8
+    assert fewest_bits("int8:a=float") == fewest_bits("int8:all") == 8
     assert set(BITS) == set(BY_LAYER)
     assert spelled("int8", ()) == "int8"
