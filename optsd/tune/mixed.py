@@ -117,13 +117,15 @@ def mixtures(kinds: Sequence[Kind], goal: str, float_bits: int) -> list[Mixture]
 
 
 def _name(kinds: Sequence[Kind], precisions: list[str]) -> str:
-    """With rules for the kinds that have another precision than most weights; empty where nothing is quantized."""
-    sizes = {
-        name: sum(kind.weights for kind, given in zip(kinds, precisions, strict=True) if given == name) for name in BITS
-    }
-    base = max(sizes, key=lambda name: sizes[name])
+    """The shortest: with rules for the kinds that have another precision than most. Empty: nothing is quantized."""
+
+    def having(precision: str) -> tuple[int, int]:
+        found = [kind.weights for kind, given in zip(kinds, precisions, strict=True) if given == precision]
+        return len(found), sum(found)
+
+    base = max(BITS, key=having)
     others = [Rule(kind.pattern, given) for kind, given in zip(kinds, precisions, strict=True) if given != base]
-    return spelled(base, sorted(others)) if sizes[base] else ""
+    return spelled(base, sorted(others)) if base in precisions else ""
 
 
 def measured(pipe: Any, workload: Workload, prompts: list[str], budget_s: float) -> list[Kind]:
