@@ -72,8 +72,9 @@ def proposed(
         rows = journal.reading(
             ["kinds of layers"], lambda: [asdict(kind) for kind in measured(pipe, workload, prompts, budget_s)]
         )
-    except OptsdError as error:
-        return Proposed(why_none=error.problem)
+    except (OptsdError, RuntimeError) as error:  # too long, unsupported, out of memory: the search goes on without
+        said = error.problem if isinstance(error, OptsdError) else f"{type(error).__name__}: {error}"
+        return Proposed(why_none=said.split("\n")[0][:200])
     kinds = tuple(Kind(**row) for row in rows)
     float_bits = 32 if workload.dtype == "float32" else 16
     return Proposed(kinds, tuple(mixtures(kinds, goal, float_bits)))

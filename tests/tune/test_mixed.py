@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from small_pipelines import CLASSES, make
 
 from optsd import anatomy
-from optsd.errors import BadInput
 from optsd.quantization.convert import KEPT, convertible
 from optsd.quantization.rules import BITS, decide, parse
 from optsd.records import Workload
@@ -134,15 +134,16 @@ def test_no_more_time_than_it_may_take_and_none_twice(tmp_path, monkeypatch):
     assert late.why_none == "measuring what each kind of layer costs takes more than 0 s"
     assert not late.kinds
     assert not anatomy.denoiser(pipe)._forward_hooks
+    full = RuntimeError("CUDA out of memory\nand more")
+    with monkeypatch.context() as patched:
+        patched.setattr(mixed, "_error", Mock(side_effect=full))
+        assert proposed(pipe, WORK, ["a cat"], "memory", 600, journal).why_none == "RuntimeError: CUDA out of memory"
     kinds = [Kind("*.conv?", 1, 9, 9, {"int8": 0.1, "int4": 0.5}), Kind("*.ff.*", 1, 9, 9, {"int8": 0.1, "int4": 0.2})]
     monkeypatch.setattr(mixed, "measured", lambda *given: kinds)
     first = proposed(pipe, WORK, ["a cat"], "memory", 1.0, journal)
     assert list(first.kinds) == kinds
     assert first.mixtures
 
-    def refuse(*given):
-        raise BadInput("it was measured again", "do not")
-
-    monkeypatch.setattr(mixed, "measured", refuse)
+    monkeypatch.setattr(mixed, "measured", lambda *given: pytest.fail("it was measured again"))
     assert proposed(SimpleNamespace(), WORK, [], "memory", 1.0, journal) == first
     journal.close()
