@@ -69,7 +69,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--variant",
         action="append",
         metavar="NAME[,NAME]",
-        help="bench these and the baseline; join techniques with +; tuned is what optsd tune has found here (default: "
+        help="bench these and the baseline; join techniques with +; some take a parameter (deepcache:3), int8 and int4 "
+        "rules for layers ('int8:up_blocks.*=int4') or all, for all networks (int8:all); tuned is what optsd tune has "
+        "found here (default: "
         f"{', '.join(GUIDE_VARIANTS)})",
     )
     group.addoption(

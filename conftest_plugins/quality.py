@@ -10,7 +10,7 @@ from optsd import models
 from optsd.data import prompt_files, reference_files, sets
 from optsd.data.prompts import Prompt
 from optsd.errors import BadInput
-from optsd.files import check_writable, home, write_atomically
+from optsd.files import check_writable, home, plain_name, write_atomically
 from optsd.metrics import metric
 from optsd.models import shapes
 from optsd.records import Measurement, Results, Workload
@@ -228,7 +228,7 @@ def record(config: pytest.Config, recorder: Recorder, quality: "Session", varian
     rows = []
     for index, image in enumerate(images):
         seed, prompt = divmod(index, len(texts))
-        file = f"images/{variant}/{index:04d}.png"
+        file = f"images/{plain_name(variant)}/{index:04d}.png"
         write_atomically(config.stash[OUTPUT] / file, to_png(image))
         row = {"variant": variant, "prompt": texts[prompt], "seed": workload.seed + seed, "index": index, "file": file}
         rows.append(row | ranks.get(index, {}))

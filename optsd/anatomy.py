@@ -16,8 +16,12 @@ Pipeline: TypeAlias = Any
 DENOISERS = ("unet", "transformer")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DECODER = "vae"
-FUSED_PROJECTIONS = ("to_qkv", "to_kv", "to_added_qkv")
-"""What diffusers calls the layers that it puts in place of an attention layer's projections."""
+FUSED_PROJECTIONS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""What diffusers calls the layers that it puts in place of an attention layer's projections: what each is made of."""
 ADAPTED = "base_layer"
 """What peft calls the layer that an adapter, such as a LoRA, wraps."""
 
@@ -112,6 +116,25 @@ EMBEDDINGS = (
 )
 MODULATION = ("*.norm1.linear", "*.norm1_context.linear", "*.norm.linear")
 """With the two above, the layers of a denoiser that every output depends on, as shell patterns of their names."""
+ENCODING = ("encoder.*", "quant_conv")
+"""The layers of what encodes and decodes pictures that only encode: a picture is drawn without them."""
+DECODERS_ENDS = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
+"""Its layers that latents and pixels go through themselves."""
+PRECISE_IN_TEXT = ("*.wo",)
+"""The layers of text encoders that transformers computes in float32 whatever the type (T5)."""
+KINDS = {
+    "time projections": "*.time_emb_proj",
+    "residual convolutions": "*.resnets.*.conv?",
+    "shortcut convolutions": "*.conv_shortcut",
+    "down- and upsampling": "*samplers*",
+    "attention's projections in and out": "*.proj_*",
+    "self-attention": "*.attn1.*",
+    "cross-attention": "*.attn2.*",
+    "attention": "*.attn.*",  # of transformers, text and picture together
+    "feed-forward": "*.ff.*",
+    "the text's feed-forward": "*.ff_context.*",
+}
+"""Kinds of a denoiser's other layers, a pattern each; no layer is of two."""
 
 
 def device(module: nn.Module) -> torch.device:

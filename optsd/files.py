@@ -1,5 +1,6 @@
 """Where the files of a user are kept, how every file is read and written, and how a text names no user."""
 
+import hashlib
 import json
 import os
 import re
@@ -71,6 +72,20 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         raise ValueError(f"the key {next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)!r} twice")
     return row
+
+
+def plain_name(name: str) -> str:
+    """A variant's or a model's name as that of a file: with nothing in it that a file system or an upload refuses.
+
+    `deepcache:3` is `deepcache-3`. One that is long, or has signs that tell it from another, ends with a hash of all.
+    """
+    plain = "".join(letter if letter.isalnum() or letter in "-+.@" else "-" for letter in name)
+    if len(plain) <= _LONG and not set(name) & set("*?="):
+        return plain
+    return f"{plain[:_LONG]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+_LONG = 80  # of the 255 bytes that a name may have, with what comes before and after
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

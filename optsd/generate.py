@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optsd import models, workloads
 from optsd.errors import BadInput
-from optsd.files import check_writable, write_atomically
+from optsd.files import check_writable, plain_name, write_atomically
 from optsd.models.shapes import PIPELINES
 from optsd.records import Workload
 from optsd.report.text import proof_lines
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   optsd generate "a small red circle on a beige background"
   optsd generate --variant int8+flash --seed 7 "a large blue cross above a small green square on a white background"
   optsd generate --model sd15 --steps 30 --output out "a lighthouse at dawn"
+  optsd generate --model sd15 --variant 'int8:up_blocks.*=int4' "a lighthouse at dawn"
 """
 
 
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> int:
                 drawn = run_batch(pipe, workload, [prompt], first=index, on_step=done, output_type="np")
                 check_pictures(drawn, name)
                 words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-                folder = given.output / name if len(names) > 1 else given.output
+                folder = given.output / plain_name(name) if len(names) > 1 else given.output
                 files.append(folder / f"{index:04d}-{words}.png")
                 write_atomically(files[-1], to_png((drawn[0] * 255).round().astype("uint8")))
         print(*files, sep="\n")

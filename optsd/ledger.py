@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from optsd.errors import BadInput
+from optsd.files import plain_name
 from optsd.records import Workload
 
 if TYPE_CHECKING:
@@ -143,12 +144,8 @@ def _held(what: What, allocations: "Iterable[Allocation]") -> list[Entry]:
 def folder_name(workload: Workload) -> str:
     """`shapes-float16-64x64-batch-4-steps-20-guidance-5`: where the ledgers of a workload are kept, one a variant."""
     sizes = f"{workload.width}x{workload.height}-batch-{workload.batch_size}-steps-{workload.steps}"
-    return f"{_plain(workload.model)}-{workload.dtype}-{sizes}-guidance-{workload.guidance:g}"
+    return f"{plain_name(workload.model)}-{workload.dtype}-{sizes}-guidance-{workload.guidance:g}"
 
 
 def file_name(variant: str) -> str:
-    return f"{_plain(variant)}.tsv"
-
-
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-+.@" else "-" for letter in name)
+    return f"{plain_name(variant)}.tsv"

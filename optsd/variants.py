@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optsd import outside
 from optsd.errors import BadInput, Unsupported
+from optsd.quantization import rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,9 @@ TECHNIQUES: dict[str, str] = {
 
 PARAMETERS = {"deepcache": "3", "tome": "0.5", "fbcache": "0.1", "taylorseer": "3", "pab": "2"}
 """The techniques that take a parameter after a colon, and its value where a name gives none."""
+
+BY_LAYER = ("int8", "int4")
+"""Those that take words after a colon, or none: `int8:all:up_blocks.*=int4` (`optsd.quantization.rules`)."""
 
 GUIDE_VARIANTS = (
     "baseline",
@@ -108,10 +112,11 @@ class Variant:
 def canonical(name: str) -> str:
     """One spelling for each variant: aliases resolved, techniques known, each named once. No torch is imported.
 
-    Raises BadInput for an unknown technique. Parameters follow a colon and are written out: `deepcache:3`.
+    Raises BadInput for an unknown technique. Parameters follow a colon and are written out: `deepcache:3`. Rules for
+    layers have one order.
     """
     expanded = "+".join(ALIASES.get(part.strip(), part.strip()) for part in name.split("+"))
-    parts = [f"{part}:{PARAMETERS[part]}" if part in PARAMETERS else part for part in expanded.split("+")]
+    parts = [_written_out(part) for part in expanded.split("+")]
     for part in parts:
         if not is_technique(part):
             known = ", ".join([*ALIASES, *TECHNIQUES, *outside.techniques()])
@@ -123,6 +128,14 @@ def canonical(name: str) -> str:
     joined = "+".join(parts)
     written = next((known for known in GUIDE_VARIANTS if sorted(known.split("+")) == sorted(parts)), joined)
     return "baseline" if written == "eager" else written
+
+
+def _written_out(part: str) -> str:
+    name, colon, parameter = part.partition(":")
+    if name in BY_LAYER and colon:
+        whole, by_layer = rules.read(parameter)
+        return rules.spelled(name, by_layer, whole)
+    return f"{part}:{PARAMETERS[part]}" if part in PARAMETERS else part
 
 
 def is_technique(spelled: str) -> bool:
@@ -179,7 +192,7 @@ def _technique(spelled: str) -> "tuple[Optimization, ...]":
         return (outside.load(name, parameter if colon else None),)
     module, _, attribute = TECHNIQUES[name].partition(":")
     technique = getattr(importlib.import_module(module), attribute)
-    if name in PARAMETERS:
+    if name in PARAMETERS or (name in BY_LAYER and colon):
         return (technique.from_text(parameter),)
     if colon:
         raise BadInput(f"{name} takes no parameter, {spelled!r} gives one", f"write {name}")

@@ -8,7 +8,7 @@ import pytest
 
 from optsd import files
 from optsd.errors import BadInput
-from optsd.files import check_writable, home, without_user, write_atomically
+from optsd.files import check_writable, home, plain_name, without_user, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch) -> None:
@@ -105,3 +105,14 @@ def test_no_user_is_named(monkeypatch, text: str, expected: str) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("USER", "ada")
     assert without_user(text) == expected
+
+
+def test_a_variants_name_is_safe_as_a_files_and_each_its_own() -> None:
+    assert plain_name("deepcache:3+flash") == "deepcache-3+flash"
+    many = ":".join(f"up_blocks.{number}.*=int4" for number in range(40))
+    names = ["int8:up*=int4", "int8:up?=int4", "int8:up_=int4", f"int8:{many}", f"int8:{many}:mid*=int4"]
+    plain = [plain_name(name) for name in names]
+    assert len({*plain}) == len(names)
+    for name in plain:
+        assert not set(name) & set('<>:"/\\|?* ')  # Windows, and the uploads of CI, refuse these
+        assert len(name) < 100

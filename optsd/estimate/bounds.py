@@ -19,6 +19,7 @@ from optsd.estimate.devices import Device, said
 from optsd.judge.expectations import Claim, Claims
 from optsd.judge.verdicts import PASSING
 from optsd.metrics import metric
+from optsd.quantization import rules
 from optsd.records import Measurement, Results, Verdict
 from optsd.variants import canonical
 
@@ -31,8 +32,7 @@ SLOWEST = 0.2
 is known (docs/claims.md) reaches 22 %, all its operations together."""
 
 FUSED = ("sdpa", "flash", "flash-enhanced")
-BITS = {"int8": 8, "int4": 4}
-KNOWN = ("baseline", "eager", *FUSED, *BITS, "kvcache")
+KNOWN = ("baseline", "eager", *FUSED, *rules.BITS, "kvcache")
 _WIDTHS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
@@ -83,7 +83,7 @@ def memory_after(trace: "Estimate", bits: int, scope: str = "all", sliced: bool 
 
 def memory(techniques: tuple[str, ...], eager: "Estimate", fused: "Estimate") -> tuple[float, str]:
     """The largest share of the eager baseline's peak that can be saved, and the arithmetic in one line."""
-    bits = min((BITS[name] for name in techniques if name in BITS), default=0)
+    bits = _fewest_bits(techniques)
     is_fused = any(name in FUSED for name in techniques)
     trace = fused if is_fused else eager
     after = memory_after(trace, bits or _WIDTHS[eager.workload.dtype], sliced=is_fused)
@@ -200,9 +200,14 @@ def techniques_of(variant: str) -> tuple[str, ...]:
     """`int8+flash` as its techniques. Raises Unsupported where one of them has no bound."""
     names = tuple(canonical(variant).split("+"))
     for name in names:
-        if name not in KNOWN:
+        if name not in KNOWN and (not rules.fewest_bits(name) or rules.read(name.partition(":")[2])[0]):
             raise Unsupported(f"{name} has no bound", f"ask for one of {', '.join(KNOWN)}")
     return names
+
+
+def _fewest_bits(techniques: tuple[str, ...]) -> int:
+    """That the weights of a layer may have; 0 where none is quantized. A mixture is bounded by the least of its own."""
+    return min(filter(None, map(rules.fewest_bits, techniques)), default=0)
 
 
 def _bound(claim: Claim, eager: "Estimate", fused: "Estimate") -> Bound:
@@ -240,7 +245,7 @@ def _touched(techniques: tuple[str, ...], eager: "Estimate") -> Callable[["Opera
     def is_touched(operation: "Operation") -> bool:
         if operation.stage != eager.denoiser:
             return False
-        if any(name in BITS for name in techniques) and operation.kind in ("linear", "convolution"):
+        if _fewest_bits(techniques) and operation.kind in ("linear", "convolution"):
             return True
         if any(name in FUSED for name in techniques) and operation.module in layers:
             return operation.kind in ("attention", "other")
@@ -254,7 +259,7 @@ def _improved(techniques: tuple[str, ...], operation: "Operation", trace: "Estim
     if operation.stage == trace.denoiser:
         if "kvcache" in techniques and _is_text_projection(operation) and operation.step > 1:
             return 0.0
-        bits = min((BITS[name] for name in techniques if name in BITS), default=0)
+        bits = _fewest_bits(techniques)
         if bits and operation.kind in ("linear", "convolution"):
             # A device without 4-bit arithmetic unpacks to 8 bits on its way to the matrix units.
             precision = "int4" if bits == 4 and "int4" in trace.device.operations_s else "int8"

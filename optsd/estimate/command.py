@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   optsd estimate --variant int8+flash --device rtx4090  a variant, against the baseline
   optsd estimate --variant int8,int4 --device a100,h100 lists, as in the benches
   optsd estimate --variant int8 --details               where memory and time go
+  optsd estimate --variant 'int8:up_blocks.*=int4'      some layers in another precision (docs/quantization.md)
   optsd estimate --model sdxl --size 1024 --batch-size 1
   optsd estimate --model PATH --variant flash           any diffusers folder or hub id: configurations suffice
   optsd estimate --json > estimate.json

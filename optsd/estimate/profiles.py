@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from optsd.estimate.devices import DEFAULT, Device
-from optsd.files import home, write_atomically
+from optsd.files import home, plain_name, write_atomically
 from optsd.records import Workload
 
 SCHEMA = 1
@@ -94,7 +94,7 @@ class Profile:
 
 def profile(model: str, variant: str, width: int, height: int) -> Profile:
     """Of a model of `optsd.estimate.architectures`; traced once and kept. Raises Unsupported as `estimate` does."""
-    file = home() / "profiles" / f"{model}-{variant.replace(':', '')}-{width}x{height}.json"
+    file = home() / "profiles" / f"{model}-{plain_name(variant)}-{width}x{height}.json"
     key = {"schema": SCHEMA, "torch": version("torch"), "diffusers": version("diffusers"), "optsd": version("optsd")}
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))

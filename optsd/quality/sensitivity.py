@@ -9,9 +9,9 @@ objects asked for that are there with the right colour and shape. The last rows 
 """
 
 import argparse
+import fnmatch
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
@@ -25,18 +25,10 @@ from optsd.workloads import PRESETS
 PROMPT_SEED = 102
 BATCH = 16
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "first convolution": ("conv_in",),
-    "last convolution": ("conv_out",),
-    "time embedding": ("time_embedding.*",),
-    "time projections": ("*.time_emb_proj",),
-    "residual convolutions": ("*.resnets.*.conv1", "*.resnets.*.conv2"),
-    "shortcut convolutions": ("*.conv_shortcut",),
-    "down- and upsampling": ("*samplers*",),
-    "attention's projections in and out": ("*.proj_in", "*.proj_out"),
-    "self-attention": ("*.attn1.*",),
-    "cross-attention": ("*.attn2.*",),
-    "feed-forward": ("*.ff.*",),
+ENDS = {
+    "first convolution": "conv_in",
+    "last convolution": "conv_out",
+    "time embedding": "time_embedding.*",
 }
 
 
@@ -89,13 +81,14 @@ def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
 
     technique = Int8 if bits == 8 else Int4
     names = [name for name, _ in anatomy.denoiser(optsd.load("shapes", "cpu")).named_modules()]
-    for kind, patterns in KINDS.items():
-        inside = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    for kind, pattern in (ENDS | anatomy.KINDS).items():
+        inside = set(fnmatch.filter(names, pattern))
         if inside:
             yield kind, Alone(technique(keep=tuple(name for name in names if name not in inside), between="same"))
     yield "the UNet, but for what is kept by default", Alone(technique(between="same"))
     yield "the same, bfloat16 between the layers where that is faster", Alone(technique())
     yield "the whole UNet", Alone(technique(keep=(), between="same"))
+    yield f"all networks, as int{bits}:all has them", Alone(technique(whole=True, between="same"))
     for component in COMPONENTS[1:]:
         yield f"the whole {component}", Alone(technique(keep=(), components=(component,), between="same"))
 

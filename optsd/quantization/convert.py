@@ -1,6 +1,7 @@
 """Quantize a module's Linear and Conv2d layers in place, and say which were left and why."""
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from optsd import anatomy
 from optsd.calls import Call, interpose, plain_class, take_over
 from optsd.errors import BadInput, NothingMatched, Unsupported
+from optsd.quantization import rules as by_layer
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
+from optsd.quantization.rules import BITS, Rule
+from optsd.quantization.schemes import check_weights
 
 KEPT = (*anatomy.FIRST_AND_LAST, *anatomy.EMBEDDINGS, *anatomy.MODULATION)
 """Layers that stay in high precision unless a filter says otherwise: `optsd sensitivity` measures what each costs."""
@@ -63,34 +67,26 @@ def convert(
     keep: tuple[str, ...] = KEPT,
     kernel: str = "auto",
     name: str = "unet",
+    rules: Collection[Rule] = (),
 ) -> Conversion:
     """Replace each Linear and Conv2d whose name matches none of the shell patterns in `keep`; the old weights go.
 
-    `name` is what messages call the module. Raises Unsupported (quantized already), NothingMatched, or BadInput
-    (NaN or infinite weights, which name their layer; the module is then as it was).
+    `rules` say which get other bits, or stay. `name` is what messages call the module. Raises Unsupported (quantized
+    already), NothingMatched, or BadInput (NaN or infinite weights, which name their layer; the module is then as it
+    was).
     """
     check_convertible(module, name)
-    left: dict[str, str] = {}
+    check_rules(module, bits, keep, name, rules)
+    layers, left = convertible(module, (*keep, *(rule.pattern for rule in rules if rule.precision == "float")))
     converted: dict[str, QuantizedLayer] = {}
     replacements: dict[nn.Module, QuantizedLayer] = {}
-    adapters = [f"{layer}." for layer, child in module.named_modules() if anatomy.is_adapter(child)]
-    for layer, child in module.named_modules():
-        if not isinstance(child, nn.Linear | nn.Conv2d):
-            continue
-        adapter = max((prefix for prefix in adapters if layer.startswith(prefix)), default="")
-        if adapter and not layer.endswith(anatomy.ADAPTED):
-            left[f"{name}.{layer}"] = "it belongs to an adapter, which is small and comes and goes"
-            continue
-        pattern = next((pattern for pattern in keep if fnmatchcase(layer, pattern)), None)
-        if pattern:
-            left[f"{name}.{layer}"] = f"kept by {pattern!r}"
-        elif plain_class(child) not in (nn.Linear, nn.Conv2d):
-            left[f"{name}.{layer}"] = f"a {type(child).__name__} may compute something else"
-        else:
-            try:
-                replacements[child] = converted[f"{name}.{layer}"] = quantize_layer(child, bits, group_size, kernel)
-            except BadInput as error:
-                raise BadInput(f"{name}.{layer}: {error.problem}", error.remedy) from error
+    for layer, original in layers.items():
+        precision = by_layer.decide(_adapted(layer), rules, f"int{bits}")
+        try:
+            quantized = quantize_layer(original, BITS[precision], group_size, kernel)
+        except BadInput as error:
+            raise BadInput(f"{name}.{layer}: {error.problem}", error.remedy) from error
+        replacements[original] = converted[f"{name}.{layer}"] = quantized
     if not converted:
         raise NothingMatched(f"{name} has no Linear or Conv2d layer to quantize", "keep fewer layers")
     # diffusers registers some layers under two names (`conv` and `Conv2d_0`): each place gets the new one.
@@ -102,7 +98,47 @@ def convert(
         take_over(new, old)
     keep_pictures_apart(module)
     keep_others_right(module)
-    return Conversion(module, name, converted, left)
+    return Conversion(module, name, converted, {f"{name}.{layer}": why for layer, why in left.items()})
+
+
+def convertible(module: nn.Module, keep: Collection[str]) -> tuple[dict[str, nn.Linear | nn.Conv2d], dict[str, str]]:
+    """The Linear and Conv2d layers that can be quantized, and why the others are left; by their names in the module."""
+    layers: dict[str, nn.Linear | nn.Conv2d] = {}
+    left: dict[str, str] = {}
+    adapters = [f"{layer}." for layer, child in module.named_modules() if anatomy.is_adapter(child)]
+    for layer, child in module.named_modules():
+        if not isinstance(child, nn.Linear | nn.Conv2d):
+            continue
+        adapter = max((prefix for prefix in adapters if layer.startswith(prefix)), default="")
+        if adapter and not layer.endswith(anatomy.ADAPTED):
+            left[layer] = "it belongs to an adapter, which is small and comes and goes"
+        elif pattern := next((pattern for pattern in keep if fnmatchcase(_adapted(layer), pattern)), None):
+            left[layer] = f"kept by {pattern!r}"
+        elif plain_class(child) not in (nn.Linear, nn.Conv2d):
+            left[layer] = f"a {type(child).__name__} may compute something else"
+        else:
+            layers[layer] = child
+    return layers, left
+
+
+def check_rules(module: nn.Module, bits: int, keep: Collection[str], name: str, rules: Collection[Rule]) -> None:
+    """Raise NothingMatched for a rule that would change nothing in this module."""
+    layers, left = convertible(module, keep)
+    by_layer.check(rules, f"int{bits}", [*map(_adapted, layers)], [*map(_adapted, left)], name)
+
+
+def check_finite(module: nn.Module, keep: Collection[str], name: str) -> None:
+    """Raise BadInput, naming the layer, for weights that `convert` would refuse. Changes nothing."""
+    for layer, child in convertible(module, keep)[0].items():
+        try:
+            check_weights(child.weight)
+        except BadInput as error:
+            raise BadInput(f"{name}.{layer}: {error.problem}", error.remedy) from error
+
+
+def _adapted(layer: str) -> str:
+    """A layer's own name, where an adapter wraps it too: patterns are of the model, whatever was loaded into it."""
+    return layer.removesuffix(f".{anatomy.ADAPTED}")
 
 
 def keep_pictures_apart(module: nn.Module) -> None:
@@ -162,7 +198,8 @@ class SavedPlain:
 class FusedQuantized:
     """In place of `fuse_qkv_projections`: the layers that diffusers makes of quantized ones are quantized again.
 
-    Their weights are integers times the scale of each output already, so of INT8 they become the same integers.
+    Their weights are integers times the scale of each output already, so of INT8 they become the same integers. Of
+    layers of several precisions they get the highest, and stay in high precision where one of them is.
     """
 
     def __init__(self, module: Any) -> None:
@@ -171,8 +208,10 @@ class FusedQuantized:
     def __call__(self) -> None:
         self.whole()
         for attention in list(self.module.modules()):
-            for name in anatomy.FUSED_PROJECTIONS:
+            for name, parts in anatomy.FUSED_PROJECTIONS.items():
                 layer: Any = getattr(attention, name, None)
-                origin = getattr(attention, "to_k", None)
-                if plain_class(layer) is nn.Linear and isinstance(origin, QuantizedLayer):
-                    setattr(attention, name, quantize_layer(layer, origin.bits, origin.group_size, origin.asked))
+                origins = [getattr(attention, part, None) for part in parts]
+                known = [origin for origin in origins if isinstance(origin, QuantizedLayer)]
+                if plain_class(layer) is nn.Linear and len(known) == len(origins):
+                    best = max(known, key=lambda origin: origin.bits)
+                    setattr(attention, name, quantize_layer(layer, best.bits, best.group_size, best.asked))

@@ -181,12 +181,17 @@ STEPS = 254
 SMALLEST_SCALE = 1e-30
 
 
-def _checked(weight: Tensor) -> tuple[Tensor, Tensor]:
-    weight = weight.detach().float()
-    largest = weight.abs().amax(-1)
+def check_weights(weight: Tensor) -> Tensor:
+    """The largest of each output, `outputs × inputs` or more. Raises BadInput for NaN or infinite weights."""
+    largest = weight.detach().float().abs().flatten(1).amax(-1)
     if not torch.isfinite(largest).all():
         raise BadInput("a weight is NaN or infinite", "repair the checkpoint, or leave that layer in high precision")
-    return weight, largest
+    return largest
+
+
+def _checked(weight: Tensor) -> tuple[Tensor, Tensor]:
+    weight = weight.detach().float()
+    return weight, check_weights(weight)
 
 
 def _scale(largest: Tensor, limit: int) -> Tensor:

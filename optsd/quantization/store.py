@@ -75,7 +75,9 @@ def load(folder: Path | str, device: str = "cpu") -> Pipeline:
 def _save_component(component: Any, folder: Path) -> dict[str, Any]:
     library = type(component).__module__.split(".")[0]
     component.save_config(folder) if library == "diffusers" else component.config.save_pretrained(folder)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in component.state_dict().items()}
+    whole = component.state_dict()
+    twins = _twins(whole)
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in whole.items() if name not in twins}
     file = folder / WEIGHTS
     save_file(tensors, file)
     layers = {
@@ -105,6 +107,7 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     for name, fields in row["layers"].items():
         _set_layer(component, name, fields, tensors, file)
     wanted = {name: tensor for name, tensor in component.state_dict().items() if not _is_quantized(component, name)}
+    tensors |= {name: tensors[first] for name, first in _twins(wanted).items() if first in tensors}
     for name in (*wanted, *tensors):
         problem = "missing" if name not in tensors else "unknown" if name not in wanted else ""
         if not problem and tensors[name].shape != wanted[name].shape:
@@ -117,6 +120,17 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     keep_pictures_apart(component)
     keep_others_right(component)
     return component.eval()
+
+
+def _twins(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Those that are another one under a second name, as T5's embeddings are, and the name that stands first."""
+    found: dict[Any, str] = {}
+    known = {name: tensor for name, tensor in tensors.items() if tensor.numel() and not tensor.is_meta}
+    firsts = {
+        name: found.setdefault((tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        for name, tensor in known.items()
+    }
+    return {name: first for name, first in firsts.items() if name != first}
 
 
 def _empty(folder: Path, row: dict[str, Any]) -> nn.Module:

@@ -46,7 +46,7 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["sign"] = sign_of
-    environment.filters["breakable"] = lambda name: escape(name).replace("+", Markup("+<wbr>"))
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html").render(
         results=results,
         variants=variants,
@@ -173,3 +173,8 @@ def _lost(found: pictures.Album, variant: str, number: int) -> str:
     """`LPIPS 0.021, PSNR 38.2 dB`: the distance of one picture to the baseline's."""
     values = found.lost.get((variant, number), {})
     return ", ".join(f"{metric_of(name).label} {figure(value, metric_of(name).unit)}" for name, value in values.items())
+
+
+def _breakable(name: str) -> Markup:
+    """A variant's name, which may go on in the next line after each of its parts."""
+    return escape(name).replace("+", Markup("+<wbr>")).replace(":", Markup(":<wbr>"))

@@ -6,6 +6,7 @@
 
 search.py      which candidate is measured next, and when the answer is clear: logic alone
 candidates.py  what is tried, and what bounds and techniques exclude before anything is measured
+mixed.py       mixed precision: what each kind of layer costs, and which mixtures are worth a try
 measured.py    the readings: rounds beside the baseline, pictures and their scores, peaks
 journal.py     every reading, kept: a search that was killed goes on
 answer.py      expected/tuned/<machine>.json, and what `tuned` means on this machine

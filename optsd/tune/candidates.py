@@ -14,7 +14,7 @@ TRIED = (
     *("sdpa", "flash", "flash-enhanced", "kvcache"),
     *("deepcache:2", "deepcache:3", "deepcache:5", "tome:0.25", "tome:0.5"),
     *("fbcache:0.05", "fbcache:0.1", "fbcache:0.2", "taylorseer:2", "taylorseer:3", "pab:2", "pab:3"),
-    *("int8", "int4"),
+    *("int8", "int8:all", "int4"),
 )
 """Exact ones first."""
 ALLOWED = {"compile": "compiling takes minutes"}
@@ -24,12 +24,14 @@ WhyNot = Callable[[str], str]
 """What shows of a variant, by its name, without a measurement: why it cannot win; empty where nothing does."""
 
 
-def candidates(names: tuple[str, ...], allowed: tuple[str, ...], why_not: WhyNot) -> list[Candidate]:
-    """Those of these names (default: all that are known), each with what shows without a measurement."""
+def candidates(
+    names: tuple[str, ...], allowed: tuple[str, ...], why_not: WhyNot, more: tuple[str, ...] = ()
+) -> list[Candidate]:
+    """Those of these names (default: all that are known, and `more`), each with what shows without a measurement."""
     if names:
         return [_candidate(name, why_not) for name in names]
     asked = [Candidate(name, True, f"{why}: --allow {name}") for name, why in ALLOWED.items() if name not in allowed]
-    return [*(_candidate(name, why_not) for name in (*TRIED, *allowed)), *asked]
+    return [*(_candidate(name, why_not) for name in (*TRIED, *more, *allowed)), *asked]
 
 
 def joiner(why_not: WhyNot) -> Callable[[tuple[str, ...]], Candidate | None]:

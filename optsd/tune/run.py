@@ -14,7 +14,7 @@ from optsd.judge.expectations import identity
 from optsd.measure import environment
 from optsd.models import Source
 from optsd.records import Technique, Workload
-from optsd.tune import answer, candidates
+from optsd.tune import answer, candidates, mixed
 from optsd.tune.journal import Journal
 from optsd.tune.request import Request
 from optsd.tune.search import BASELINE, Ask, Candidate, Search, block_of
@@ -37,6 +37,7 @@ class Found:
     file: Path | None
     took_s: float
     made: int  # readings that this call made; the others were kept from an earlier one
+    by_layer: mixed.Proposed
     interrupted: bool = False
 
     @property
@@ -56,6 +57,7 @@ def search(request: Request) -> Found:
     if request.variants and not names:
         raise BadInput("the baseline alone is no search", "name other variants, or leave --variant out")
 
+    from optsd.measure.run import timing_prompts
     from optsd.measure.seeds import fix_seeds
     from optsd.quality.generate import code_version, fingerprint
     from optsd.quality.session import setting
@@ -84,15 +86,22 @@ def search(request: Request) -> Found:
     trace = cache(partial(_estimate, source, workload, sheet))
     bounded = candidates.bounded(trace, request.memory, sheet not in ("", "cpu"))
     why_not = candidates.first_of(candidates.checked(pipe), *([bounded] if sheet else []))
-    offered = candidates.candidates(names, request.allow, why_not)
-    del pipe
-    images = _images(request, Ask(demands), offered, block_of(workload.batch_size))
-    judged = setting(workload, images, store=store)
-    for one in demands:
-        if one.metric in READ:
-            judged.networks.made_by(READ[one.metric])  # weights that are missing are said to be so now
     journal = Journal(folder / "journal.jsonl", known)
     try:
+        by_layer = mixed.Proposed()
+        if not names:
+            say("what each kind of layer costs, quantized alone")
+            prompts = timing_prompts(workload.model, 1)
+            goal = request.goal if request.memory is None else "memory"
+            budget_s = mixed.SHARE * request.time_budget_s
+            by_layer = mixed.proposed(pipe, workload, prompts, goal, budget_s, journal)
+        offered = candidates.candidates(names, request.allow, why_not, tuple(one.name for one in by_layer.mixtures))
+        del pipe
+        images = _images(request, Ask(demands), offered, block_of(workload.batch_size))
+        judged = setting(workload, images, store=store)
+        for one in demands:
+            if one.metric in READ:
+                judged.networks.made_by(READ[one.metric])  # weights that are missing are said to be so now
         bench = Measured(
             source.location,
             str(device),
@@ -117,7 +126,9 @@ def search(request: Request) -> Found:
             technique = bench.evidence(best.name)
             file = answer.record(request.expected, machine, workload, best.name, proof(made))
         took_s = time.monotonic() - began
-        found = Found(request, workload, machine, made, technique, folder, file, took_s, journal.added, interrupted)
+        found = Found(
+            request, workload, machine, made, technique, folder, file, took_s, journal.added, by_layer, interrupted
+        )
         from optsd.tune.telling import write
 
         say("writing the report")

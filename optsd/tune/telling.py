@@ -1,17 +1,20 @@
 """What a person reads of a search: table, answer, what was not tried; a report, and the pictures that lost most."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from optsd.files import write_atomically
+from optsd.files import plain_name, write_atomically
 from optsd.judge.expectations import machine_name
 from optsd.metrics import metric
+from optsd.quantization.rules import BITS
 from optsd.records import Measurement, Results
 from optsd.report.tables import aligned, figure
 from optsd.report.text import proof_lines
+from optsd.tune.mixed import Proposed
 from optsd.tune.run import Found
 from optsd.tune.search import BASELINE, ERROR, Demand, Known
 from optsd.variants import against_eager, parse
@@ -26,7 +29,7 @@ DISTANCES = ("lpips", "lpips_shapes")
 
 def text(found: Found) -> str:
     """All that the command prints."""
-    return "\n".join([*_asked(found), "", *_table(found), "", *_answer(found)])
+    return "\n".join([*_asked(found), "", *_table(found), *_layers(found.by_layer), "", *_answer(found)])
 
 
 def _asked(found: Found) -> Iterator[str]:
@@ -68,6 +71,23 @@ def _table(found: Found) -> Iterator[str]:
     left = [(one.name, one.out) for one in found.search.known.values() if one.name not in tried]
     if left:
         yield "\nnot measured\n" + aligned([(name, why or "the time was up") for name, why in left])
+
+
+def _layers(found: Proposed) -> Iterator[str]:
+    """What the mixtures among the candidates were chosen from."""
+    if found.why_none:
+        yield f"\nno precision layer by layer was tried: {found.why_none}"
+    if not found.kinds:
+        return
+    whole = sum(kind.weights for kind in found.kinds)
+    rows = [
+        (kind.pattern, f"{kind.weights / whole:.1%}", *(f"{kind.errors[name]:.2g}" for name in BITS))
+        for kind in found.kinds
+    ]
+    yield "\nlayers quantized alone: the relative error of the denoiser's output"
+    yield aligned([("layers", "of the weights", *BITS), *rows])
+    for one in found.mixtures:
+        yield f"tried for it: {one.name}, {one.error:.2g} expected: {one.why}"
 
 
 def _head(one: Demand) -> str:
@@ -165,7 +185,7 @@ def _recipe(found: Found, name: str) -> Iterator[str]:
     yield "  import optsd"
     yield f"  pipe = optsd.load({model!r})"
     yield f"  optsd.apply(pipe, {spelled!r})    # on this machine the same as optsd.load({model!r}, variant='tuned')"
-    yield f"  $ pytest bench --model {model} --variant {name}"
+    yield f"  $ pytest bench --model {model} --variant {shlex.quote(name)}"
     yield f"  written to {found.file}: pytest bench --variant tuned, with --expected-update and --gate, watches it"
 
 
@@ -258,7 +278,7 @@ def _worst(found: Found, best: Known, bench: "Measured") -> tuple[dict, ...]:
     for variant, pictures in ((BASELINE, theirs), (best.name, ours)):
         for index, image in enumerate(pictures):
             if index in wanted:
-                file = f"images/{variant}/{index:04d}.png"
+                file = f"images/{plain_name(variant)}/{index:04d}.png"
                 write_atomically(found.folder / file, to_png(image))
                 row = {"variant": variant, "prompt": texts[index], "seed": found.workload.seed, "index": index}
                 row["file"], (rank, loss) = file, wanted[index]

@@ -61,6 +61,10 @@ def test_speed_bounds_are_ordered(eager, fused):
     assert bounds.speed(("int8", "flash"), eager, fused).at_roofline > bounds.speed(("int8",), eager, fused).at_roofline
     assert bounds.speed(("baseline",), eager, fused).most == pytest.approx(1)
     assert bounds.speed(("int4",), eager, fused).most >= one
+    # At best a mixture is as if all its layers had the fewest bits.
+    for mixed in ("int8:up_blocks.*=int4", "int4:up_blocks.*=float"):
+        assert bounds.speed(bounds.techniques_of(mixed), eager, fused) == bounds.speed(("int4",), eager, fused)
+        assert bounds.memory(bounds.techniques_of(mixed), eager, fused) == bounds.memory(("int4",), eager, fused)
 
 
 def test_a_key_value_cache_cannot_be_fast(eager, fused):
@@ -97,6 +101,8 @@ def test_techniques_without_a_bound():
     assert bounds.techniques_of("combined") == ("int8", "flash")
     with pytest.raises(Unsupported, match="deepcache:3 has no bound"):
         bounds.techniques_of("deepcache:3")
+    with pytest.raises(Unsupported, match="int8:all has no bound"):
+        bounds.techniques_of("int8:all")
 
 
 def judged(results, claims, traces):

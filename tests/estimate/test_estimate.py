@@ -137,9 +137,14 @@ def test_a_cache_spares_work_after_the_first_step(small):
 
 
 def test_quantized_weights_are_smaller_and_multiply_integers(small):
-    plain, int8, int4 = (estimate("small", name, small) for name in ("baseline", "int8", "int4"))
-    assert int4.weight_bytes["unet"] < int8.weight_bytes["unet"] < plain.weight_bytes["unet"]
-    for found in (int8, int4):
+    names = ("baseline", "int8", "int8:up_blocks.*=int4", "int4")
+    plain, int8, mixed, int4 = (estimate("small", name, small) for name in names)
+    sizes = [found.weight_bytes["unet"] for found in (int4, mixed, int8, plain)]
+    assert sizes == sorted(set(sizes))
+    whole = estimate("small", "int8:all", small)
+    assert whole.weight_bytes["unet"] == int8.weight_bytes["unet"]
+    assert all(whole.weight_bytes[name] < int8.weight_bytes[name] for name in ("text_encoder", "vae"))
+    for found in (int8, mixed, int4):
         kinds = {one.kind for one in found.operations if one.precision == "int8" and one.flops}
         assert kinds == {"linear", "convolution"}
         assert found.touched

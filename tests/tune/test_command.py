@@ -13,7 +13,7 @@ import torch
 from optsd import cli, models
 from optsd.errors import BadInput, Unsupported
 from optsd.quality import generate
-from optsd.tune import candidates, telling
+from optsd.tune import candidates, mixed, telling
 from optsd.tune.request import Request, parse_bytes, parse_seconds
 
 SECONDS = {"baseline": 0.004, "sdpa": 0.001, "deepcache:3": 0.002, "int8": 0.08, "sdpa+deepcache:3": 0.0005}
@@ -161,6 +161,25 @@ def test_the_smallest(tune, monkeypatch) -> None:
     assert status == 0, said
     assert "answer: int8, " in said
     assert "250 MiB at the peak, the baseline 300 MiB" in said
+
+
+def test_what_mixed_precision_was_chosen_from_is_shown(tune, monkeypatch) -> None:
+    kinds = [
+        mixed.Kind("*.conv?", 22, 600, 900, {"int8": 0.01, "int4": 0.08}),
+        mixed.Kind("*.ff.*", 14, 400, 100, {"int8": 0.02, "int4": 0.12}),
+    ]
+    monkeypatch.setattr(mixed, "measured", lambda *given: kinds)
+    monkeypatch.setattr(candidates, "TRIED", ("sdpa", "int8"))
+    for name in ("int8:*.ff.*=float", "sdpa+int8:*.ff.*=float"):
+        monkeypatch.setitem(SECONDS, name, 0.0005)
+    status, said = tune()
+    assert status == 0, said
+    assert re.search(r"layers +of the weights +int4 +int8\n\*.conv\? +60.0% +0.08 +0.01\n\*.ff.\* +40.0%", said)
+    assert "tried for it: int8:*.ff.*=float, 0.01 expected: the fewest multiplications in float that lose 0.016" in said
+    assert re.search(r"answer: (sdpa\+)?int8:\*.ff.\*=float, ", said)
+    assert re.search(r"pytest bench --model shapes --variant '(sdpa\+)?int8:\*.ff.\*=float'", said), "a shell reads it"
+    monkeypatch.setattr(mixed, "measured", lambda *given: pytest.fail("it was measured again"))
+    assert "0 new readings" in tune()[1]
 
 
 def test_too_few_pictures_are_said_to_be_too_few(tune) -> None:
