@@ -91,11 +91,9 @@ def smooth(key: Tensor) -> Tensor:
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of -127…127 for float32 … × d, and a scale … × 1 of each row: NaN where the row is not finite."""
-    largest = rows.abs().amax(-1, keepdim=True)
-    scale = (largest / 127).clamp(min=1e-30)
-    integers = (rows * (1 / scale)).round().nan_to_num().to(torch.int8)
-    return integers, scale.masked_fill(~largest.isfinite(), torch.nan)
+    """int8 of -127…127 for float32 … × d, and a scale … × 1 of each row: what is not finite makes their product NaN."""
+    scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    return (rows * (1 / scale)).round().nan_to_num().to(torch.int8), scale
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
