@@ -179,14 +179,15 @@ TOKENS = (
 )
 
 
-@pytest.mark.parametrize("name", ["flash-attn", "CPU flash", "SDPA flash", "memory-efficient", "eager"])
+@pytest.mark.parametrize("name", ["flash-attn", "CPU flash", "CPU sage", "SDPA flash", "memory-efficient", "eager"])
 @pytest.mark.parametrize("tokens", TOKENS, ids=str)
 def test_attention(tokens: Tokens, name: str, device: "torch.device", benchmark) -> None:
     import torch
 
     from optsd.optimizations.flash_enhanced import FALLBACKS
+    from optsd.optimizations.sage import SAGE_KERNELS
 
-    kernel = next(kernel for kernel in FALLBACKS if kernel.name == name)
+    kernel = next(kernel for kernel in (*FALLBACKS, *SAGE_KERNELS) if kernel.name == name)
     dtype = between_layers(device)
     if reason := kernel.refusal(device, dtype, tokens.width, masked=False):
         pytest.skip(reason)

@@ -19,6 +19,7 @@ TECHNIQUES: dict[str, str] = {
     "sdpa": "optsd.optimizations.attention:Sdpa",
     "flash": "optsd.optimizations.attention:Flash",
     "flash-enhanced": "optsd.optimizations.flash_enhanced:flash_enhanced",
+    "sage": "optsd.optimizations.sage:Sage",
     "kvcache": "optsd.optimizations.kvcache:KVCache",
     "deepcache": "optsd.optimizations.deepcache:DeepCache",
     "tome": "optsd.optimizations.tome:TokenMerging",

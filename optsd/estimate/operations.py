@@ -85,7 +85,7 @@ def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 
 
-@rule("optsd::flash_attention")
+@rule("optsd::flash_attention", "optsd::sage_attention")
 def _flash_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, out: Tensor) -> tuple[str, str, float]:
     return "attention", name_of(query.dtype), attention_flops(query, key, value)
 

@@ -1,4 +1,4 @@
-"""The CPU's own kernels (kernels.cpp): flash attention, quantized layers, GroupNorm with SiLU, and GEGLU.
+"""The CPU's own kernels (kernels.cpp): attention, quantized layers, GroupNorm with SiLU, and GEGLU.
 
 The machine's C++ compiler makes them the first time, in a few seconds, into `$OPTSD_HOME/native`, for the best of the
 `InstructionSet`s that the processor has. Where they cannot run, `refusal` says why, and torch's operators take their
@@ -301,19 +301,34 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
     Online softmax over tiles of keys (Dao et al., 2022), with sums in float32.
     """
+    return _attend("flash_attention", query, key, value, None, scale)
+
+
+@_operator(
+    "sage_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor", _empty_attention
+)
+def _sage_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """The same with a mask, which broadcasts to B×heads×N×M, by scores of INT8 (`optsd.optimizations.sage`)."""
+    return _attend("sage_attention", query, key, value, mask, scale)
+
+
+def _attend(name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     fits = key.shape == value.shape and (*query.shape[:2], query.shape[3]) == (*key.shape[:2], key.shape[3])
     if not fits or query.dtype not in TYPES or {key.dtype, value.dtype} != {query.dtype} or scale <= 0:
         shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in (query, key, value))
-        raise ValueError(f"flash_attention does not fit these: {shapes}, scale {scale}")
-    query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
+        raise ValueError(f"{name} does not fit these: {shapes}, scale {scale}")
     out = _empty_attention(query)
     if not out.numel():
         return out
     batch, heads, queries, width = query.shape
-    with_strides = [part for each in (query, key, value, out) for part in (each.data_ptr(), _strides(each))]
     sizes = (batch, heads, queries, key.shape[2], width)
-    is_bfloat16 = query.dtype == torch.bfloat16
-    _library().optsd_attention(*with_strides, is_bfloat16, *sizes, scale, torch.get_num_threads())
+    query, key, value = map(_side_by_side, (query, key, value))
+    if mask is not None:
+        mask = _side_by_side(mask.float()).expand(batch, heads, queries, key.shape[2])
+        mask = _side_by_side(mask)  # one number for all keys
+    with_strides = [part for each in (query, key, value, mask, out) for part in _address_and_strides(each)]
+    kinds = (query.dtype == torch.bfloat16, name == "sage_attention")
+    _library().optsd_attention(*with_strides, *kinds, (ctypes.c_int64 * 5)(*sizes), scale, torch.get_num_threads())
     return out
 
 
@@ -321,12 +336,16 @@ def _no_backward(*_: Any) -> None:
     raise Unsupported("the CPU's own kernels have no backward pass", "train with sdpa, and without quantization")
 
 
-for _name in ("geglu", "group_norm_silu", "flash_attention"):
+for _name in ("geglu", "group_norm_silu", "flash_attention", "sage_attention"):
     torch.library.register_autograd(f"optsd::{_name}", _no_backward, lib=_OPERATORS)
 
 
-def _strides(x: Tensor) -> ctypes.Array:
-    return (ctypes.c_int64 * 3)(*x.stride()[:3])
+def _side_by_side(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _address_and_strides(x: Tensor | None) -> tuple[int | None, ctypes.Array | None]:
+    return (None, None) if x is None else (x.data_ptr(), (ctypes.c_int64 * 3)(*x.stride()[:3]))
 
 
 @functools.cache
@@ -354,7 +373,7 @@ def _library() -> ctypes.CDLL:
         "optsd_layer": [address, flag, *[address] * 9, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
-        "optsd_attention": [*[address] * 8, flag, *[count] * 5, number, threads],
+        "optsd_attention": [*[address] * 10, flag, flag, address, number, threads],
     }
     for name, types in arguments.items():
         function = getattr(library, name)

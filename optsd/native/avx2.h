@@ -180,6 +180,7 @@ struct Integers : Factors {
     }
 
 #ifdef __AVXVNNI__  // unsigned bytes times signed ones, four to a word
+    using Signed = int8_t;
     static constexpr int64_t PER_WORD = 4;
     static Ints add_product(Ints sum, Words a, Words b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
 
@@ -197,6 +198,7 @@ struct Integers : Factors {
         lace_pairs(bytes(inputs[0], inputs[1]), bytes(inputs[2], inputs[3]), words);
     }
 #else  // 16 bits times 16, two to a word: the product of bytes that AVX2 has saturates its sums
+    using Signed = int16_t;
     static constexpr int64_t PER_WORD = 2;
     static Ints add_product(Ints sum, Words a, Words b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 

@@ -90,6 +90,7 @@ struct Bytes {  // the low bytes of integers
 };
 
 struct Integers : Bytes {  // unsigned bytes times signed ones
+    using Signed = int8_t;
     using Sum = int32_t;
     using Sums = Ints;
     static constexpr int64_t PER_WORD = 4;

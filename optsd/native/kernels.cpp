@@ -1,4 +1,4 @@
-// The CPU's own kernels: quantized activations and layers, group normalization with SiLU, GEGLU and flash attention.
+// The CPU's own kernels: quantized activations and layers, group normalization with SiLU, GEGLU and attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
 // checks shapes, types and the processor, compiles this file and calls it. Each algorithm is here once; what a register
@@ -434,14 +434,14 @@ void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t cha
     });
 }
 
-// --------------------------------------------------------------------------------------------------- flash attention
+// --------------------------------------------------------------------------------------------------------- attention
 
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
 constexpr int64_t KEYS = 512;
 
 template <typename Type>
-void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, float* c, int64_t c_row,
-                   int64_t rows, int64_t columns, int64_t words, bool add) {
+void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, typename Type::Sum* c,
+                   int64_t c_row, int64_t rows, int64_t columns, int64_t words, bool add) {
     for (int64_t column = 0; column < columns; column += TILE) {
         const auto run = multiply_of<Type, ROWS>(std::min(VECTORS, (columns - column) / LANES));
         for (int64_t row = 0; row < rows; row += ROWS) {
@@ -461,14 +461,15 @@ float weigh(const float* scores, int64_t columns, float scale, typename Type::Va
     for (int64_t i = 0; i < columns; i += LANES) most = higher(most, load(scores + i));
     const float before = largest;
     largest = highest_of(most);
-    const Floats by = everywhere(scale), minus = everywhere(-largest * scale);
+    // where all keys so far are masked, by -inf, they have no largest score
+    const Floats by = everywhere(scale), minus = everywhere(largest == -INFINITE ? 0.0f : -largest * scale);
     Floats sum = everywhere(0.0f);
     for (int64_t i = 0; i < columns; i += LANES) {
         const Floats weight = power_of_two(multiply_add(load(scores + i), by, minus));
         sum = sum + weight;
         Type::store(weights + i, first(LANES), weight);
     }
-    const float shrink = std::exp2((before - largest) * scale);
+    const float shrink = before == largest ? 1.0f : std::exp2((before - largest) * scale);
     total = total * shrink + total_of(sum);
     return shrink;
 }
@@ -485,79 +486,212 @@ struct Heads {
     }
 };
 
+struct Sizes {
+    int64_t batch, heads, queries, keys, width;
+};
+
+// A head's keys as words of channels × keys and a tile of its queries as rows of words, with zeros around both.
+template <typename Type, typename Right>
+struct Products {
+    using Left = typename Type::Value;
+    static constexpr int64_t PER_WORD = Type::PER_WORD;
+    const int64_t words, padded_keys;
+    const Buffer<Left> queries;
+    const Buffer<Right> keys;
+
+    explicit Products(const Sizes& sizes)
+        : words((sizes.width + PER_WORD - 1) / PER_WORD),
+          padded_keys(round_up(sizes.keys, LANES)),
+          queries(allocate<Left>(QUERIES * words * PER_WORD)),
+          keys(allocate<Right>(words * padded_keys * PER_WORD)) {
+        std::fill_n(queries.get(), QUERIES * words * PER_WORD, Left(0));
+        std::fill_n(keys.get(), words * padded_keys * PER_WORD, Right(0));
+    }
+
+    Left* query(int64_t row) const { return queries.get() + row * words * PER_WORD; }
+    Right& key(int64_t token, int64_t i) const {
+        return keys[(i / PER_WORD * padded_keys + token) * PER_WORD + i % PER_WORD];
+    }
+    void multiply(int64_t from, int64_t rows, int64_t wide, typename Type::Sum* sums) const {
+        multiply_tile<Type>(reinterpret_cast<const uint32_t*>(queries.get()), words,
+                            reinterpret_cast<const uint32_t*>(keys.get()) + from, padded_keys, sums, KEYS, rows, wide,
+                            words, false);
+    }
+};
+
+// Scores of numbers as they are. Those of a query are to be multiplied by its factor.
 template <typename Type>
-void attend(Heads query, Heads key, Heads value, Heads out, int64_t batch, int64_t heads, int64_t queries,
-            int64_t keys, int64_t width, float scale, int threads) {
+struct FloatScores {
+    const int64_t width;
+    const Products<typename Type::Factor, typename Type::Factor::Value> products;
+
+    FloatScores(const Sizes& sizes, const Heads& key, int64_t image, int64_t head)
+        : width(sizes.width), products(sizes) {
+        // LANES keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
+        for (int64_t token = 0; token < sizes.keys; token += LANES)
+            for (int64_t i = 0; i < width; i++)
+                for (int64_t k = token; k < std::min(sizes.keys, token + LANES); k++)
+                    products.key(k, i) = Type::factor(key.at<Type>(image, head, k)[i]);
+    }
+    void take(const Heads& query, int64_t image, int64_t head, int64_t begin, int64_t rows) {
+        for (int64_t row = 0; row < rows; row++) {
+            const auto* token = query.at<Type>(image, head, begin + row);
+            std::transform(token, token + width, products.query(row), Type::factor);
+        }
+    }
+    float factor(int64_t) const { return 1; }
+    void multiply(int64_t from, int64_t rows, int64_t wide, float* scores) const {
+        products.multiply(from, rows, wide, scores);
+    }
+    void finish(int64_t, int64_t, float*) const {}
+};
+
+// Scores of integers, as optsd.optimizations.sage defines them: of queries, and of keys less their mean.
+template <typename Type>
+struct Int8Scores {
+    static constexpr int ZERO = 128;  // of queries, whose integers have no sign
+    const int64_t width, columns;
+    const Products<Integers, Integers::Signed> products;
+    const Buffer<float> lines;  // of QUERIES tokens
+    const Buffer<float> key_scale;
+    const Buffer<int32_t> extra;  // ZERO times the sum of a key
+    float query_scale[QUERIES];
+
+    Int8Scores(const Sizes& sizes, const Heads& key, int64_t image, int64_t head)
+        : width(sizes.width),
+          columns(round_up(width, LANES)),
+          products(sizes),
+          lines(allocate<float>(QUERIES * columns)),
+          key_scale(allocate<float>(products.padded_keys)),
+          extra(allocate<int32_t>(products.padded_keys)) {
+        std::fill_n(query_scale, QUERIES, 1.0f);
+        std::fill_n(key_scale.get(), products.padded_keys, 0.0f);
+        std::fill_n(extra.get(), products.padded_keys, 0);
+        const auto sums = allocate<double>(width);
+        std::fill_n(sums.get(), width, 0.0);
+        for (int64_t token = 0; token < sizes.keys; token++) {
+            widen(key.at<Type>(image, head, token), lines.get());
+            for (int64_t i = 0; i < width; i++) sums[i] += lines[i];
+        }
+        const auto mean = allocate<float>(width);
+        for (int64_t i = 0; i < width; i++) mean[i] = float(sums[i] / sizes.keys);
+        const auto integers = allocate<uint8_t>(LANES * width);
+        for (int64_t token = 0; token < sizes.keys; token += LANES) {
+            const int64_t here = std::min(LANES, sizes.keys - token);
+            for (int64_t k = 0; k < here; k++) {
+                float* line = lines.get() + k * columns;
+                widen(key.at<Type>(image, head, token + k), line);
+                for (int64_t i = 0; i < width; i++) line[i] -= mean[i];
+            }
+            for (int64_t k = 0; k < here; k++)
+                key_scale[token + k] = quantize<Bytes>(lines.get() + k * columns, 0, integers.get() + k * width);
+            for (int64_t i = 0; i < width; i++)
+                for (int64_t k = 0; k < here; k++) {
+                    const auto integer = static_cast<int8_t>(integers[k * width + i]);
+                    products.key(token + k, i) = integer;
+                    extra[token + k] += ZERO * integer;
+                }
+        }
+    }
+    void take(const Heads& query, int64_t image, int64_t head, int64_t begin, int64_t rows) {
+        // first all of them: what waits for one token's numbers does not wait for the next one's
+        for (int64_t row = 0; row < rows; row++) widen(query.at<Type>(image, head, begin + row), lines.get() + row * columns);
+        for (int64_t row = 0; row < rows; row++)
+            query_scale[row] = quantize<Integers>(lines.get() + row * columns, ZERO, products.query(row));
+    }
+    float factor(int64_t row) const { return query_scale[row]; }
+    void multiply(int64_t from, int64_t rows, int64_t wide, float* scores) const {
+        products.multiply(from, rows, wide, reinterpret_cast<int32_t*>(scores));
+    }
+    void finish(int64_t from, int64_t wide, float* scores) const {
+        const auto* sums = reinterpret_cast<const int32_t*>(scores);
+        for (int64_t i = 0; i < wide; i += LANES) {
+            const Ints exact = difference(load(sums + i), load(extra.get() + from + i));
+            store(scores + i, to_floats(exact) * load(key_scale.get() + from + i));
+        }
+    }
+
+   private:
+    void widen(const typename Type::Value* token, float* line) const {
+        for (int64_t i = 0; i < width; i += LANES)
+            store(line + i, Type::load(first(std::min(width - i, LANES)), token + i));
+    }
+    // A line to integers of -127…127, plus `zero`. Returns their scale, NaN where a number is not finite.
+    template <typename Result>
+    float quantize(const float* line, int zero, typename Result::Value* out) const {
+        const Range range = range_of<Float32>(line, width);
+        const float largest = std::max(-range.lowest, range.highest), scale = std::max(largest / 127, 1e-30f);
+        round_to_bytes<Float32, Result>(line, width, 1 / scale, 1.5f * (1 << 23) + zero, out);
+        return range.is_a_number && largest < INFINITE ? scale : NAN;
+    }
+};
+
+// `mask`: what is added to scores, float32, or null.
+template <typename Type, typename Scores>
+void attend(const Heads& query, const Heads& key, const Heads& value, const Heads& mask, const Heads& out,
+            const Sizes& sizes, float scale, int threads) {
     using Value = typename Type::Value;
     using Factor = typename Type::Factor;
     using Number = typename Factor::Value;
     constexpr int64_t PER_WORD = Factor::PER_WORD;
-    const int64_t words = (width + PER_WORD - 1) / PER_WORD, columns = round_up(width, LANES);
-    const int64_t padded_keys = round_up(keys, LANES);
+    const int64_t columns = round_up(sizes.width, LANES), padded_keys = round_up(sizes.keys, LANES);
     // Where there are more threads than heads, each head's queries are shared out.
-    const int64_t shares = std::min((queries + QUERIES - 1) / QUERIES, (threads + batch * heads - 1) / (batch * heads));
-    const int64_t share = round_up((queries + shares - 1) / shares, QUERIES);
-    const float base_two = scale * 1.44269504f;  // exp(x) = 2^(x · log2 e)
+    const int64_t all_heads = sizes.batch * sizes.heads, tiles = (sizes.queries + QUERIES - 1) / QUERIES;
+    const int64_t shares = std::min(tiles, (threads + all_heads - 1) / all_heads);
+    const int64_t share = round_up((sizes.queries + shares - 1) / shares, QUERIES);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t item = 0; item < batch * heads * shares; item++) {
-        const int64_t image = item / shares / heads, head = item / shares % heads;
+    for (int64_t item = 0; item < all_heads * shares; item++) {
+        const int64_t image = item / shares / sizes.heads, head = item / shares % sizes.heads;
+        Scores scores(sizes, key, image, head);
 
-        // Keys as words of channels × keys, values as words of keys × channels, zeros around both.
-        const auto packed_keys = allocate<Number>(words * padded_keys * PER_WORD);
+        // Values as words of keys × channels, zeros around them.
         const auto packed_values = allocate<Number>(padded_keys * columns);
-        const auto packed_queries = allocate<Number>(QUERIES * words * PER_WORD);
         const auto weights = allocate<Number>(QUERIES * KEYS);
-        const auto scores = allocate<float>(QUERIES * KEYS);
+        const auto tile = allocate<float>(QUERIES * KEYS);
         const auto sums = allocate<float>(QUERIES * columns);
-        std::fill_n(packed_keys.get(), words * padded_keys * PER_WORD, Number(0));
         std::fill_n(packed_values.get(), padded_keys * columns, Number(0));
-        std::fill_n(packed_queries.get(), QUERIES * words * PER_WORD, Number(0));
-        // LANES keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
-        for (int64_t token = 0; token < keys; token += LANES)
-            for (int64_t i = 0; i < width; i++)
-                for (int64_t k = token; k < std::min(keys, token + LANES); k++)
-                    packed_keys[(i / PER_WORD * padded_keys + k) * PER_WORD + i % PER_WORD] =
-                        Type::factor(key.at<Type>(image, head, k)[i]);
-        for (int64_t token = 0; token < keys; token++) {
+        for (int64_t token = 0; token < sizes.keys; token++) {
             const Value* row = value.at<Type>(image, head, token);
             Number* target = packed_values.get() + token / PER_WORD * columns * PER_WORD + token % PER_WORD;
-            for (int64_t i = 0; i < width; i++) target[i * PER_WORD] = Type::factor(row[i]);
+            for (int64_t i = 0; i < sizes.width; i++) target[i * PER_WORD] = Type::factor(row[i]);
         }
-        const auto* key_words = reinterpret_cast<const uint32_t*>(packed_keys.get());
         const auto* value_words = reinterpret_cast<const uint32_t*>(packed_values.get());
-        const auto* query_words = reinterpret_cast<const uint32_t*>(packed_queries.get());
         const auto* weight_words = reinterpret_cast<const uint32_t*>(weights.get());
 
-        const int64_t last = std::min(queries, (item % shares + 1) * share);
+        const int64_t last = std::min(sizes.queries, (item % shares + 1) * share);
         for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
             const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
-            for (int64_t row = 0; row < real; row++)
-                std::transform(query.at<Type>(image, head, begin + row), query.at<Type>(image, head, begin + row) + width,
-                               packed_queries.get() + row * words * PER_WORD, Type::factor);
+            scores.take(query, image, head, begin, real);
             float largest[QUERIES], total[QUERIES];
             std::fill_n(largest, QUERIES, -INFINITE);
             std::fill_n(total, QUERIES, 0.0f);
             std::fill_n(sums.get(), QUERIES * columns, 0.0f);
-            for (int64_t from = 0; from < keys; from += KEYS) {
-                const int64_t there = std::min(KEYS, keys - from), wide = round_up(there, LANES);
-                multiply_tile<Factor>(query_words, words, key_words + from, padded_keys, scores.get(), KEYS, rows, wide,
-                                    words, false);
+            for (int64_t from = 0; from < sizes.keys; from += KEYS) {
+                const int64_t there = std::min(KEYS, sizes.keys - from), wide = round_up(there, LANES);
+                scores.multiply(from, rows, wide, tile.get());
                 for (int64_t row = 0; row < rows; row++) {
-                    float* line = scores.get() + row * KEYS;
+                    float* line = tile.get() + row * KEYS;
+                    const float by = scale * scores.factor(row);
+                    scores.finish(from, wide, line);
+                    if (mask.numbers && row < real) {
+                        const float* plus = mask.at<Float32>(image, head, begin + row) + from;
+                        for (int64_t i = 0; i < there; i++) line[i] += plus[i] / by;
+                    }
                     std::fill(line + there, line + wide, -INFINITE);
-                    Number* weight = weights.get() + row * KEYS;
-                    const float shrink = weigh<Factor>(line, wide, base_two, weight, largest[row], total[row]);
+                    // exp(x) = 2^(x · log2 e)
+                    const float shrink = weigh<Factor>(line, wide, by * 1.44269504f, weights.get() + row * KEYS,
+                                                       largest[row], total[row]);
                     if (from)
                         for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
                 }
                 multiply_tile<Factor>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns, columns,
-                                    sums.get(), columns, rows, columns, wide / PER_WORD, true);
+                                      sums.get(), columns, rows, columns, wide / PER_WORD, true);
             }
             for (int64_t row = 0; row < real; row++) {
                 auto* target = const_cast<Value*>(out.at<Type>(image, head, begin + row));
-                for (int64_t i = 0; i < width; i += LANES) {
+                for (int64_t i = 0; i < sizes.width; i += LANES) {
                     const Floats mean = load(sums.get() + row * columns + i) / everywhere(total[row]);
-                    Type::store(target + i, first(std::min(width - i, LANES)), mean);
+                    Type::store(target + i, first(std::min(sizes.width - i, LANES)), mean);
                 }
             }
         }
@@ -642,14 +776,17 @@ void optsd_group_norm_silu(const uint16_t* x, int64_t batch, int64_t pixels, int
     }
 }
 
-// softmax(scale · Q Kᵀ) V of float32 or bfloat16, with float32 sums. Strides are those of batch, head and token, in
-// numbers; a token's `width` numbers lie side by side.
+// softmax(scale · Q Kᵀ + mask) V of float32 or bfloat16, with float32 sums; Q Kᵀ of their INT8 integers with `is_int8`.
+// Strides are those of batch, head and token, in numbers; a token's `width` numbers, and a query's float32 of the mask,
+// lie side by side. The mask may be null. `sizes`: batch, heads, queries, keys, width.
 void optsd_attention(const void* query, const int64_t* query_strides, const void* key, const int64_t* key_strides,
-                     const void* value, const int64_t* value_strides, void* out, const int64_t* out_strides,
-                     int is_bfloat16, int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t width,
+                     const void* value, const int64_t* value_strides, const void* mask, const int64_t* mask_strides,
+                     void* out, const int64_t* out_strides, int is_bfloat16, int is_int8, const int64_t* sizes,
                      float scale, int threads) {
-    const auto run = is_bfloat16 ? attend<BFloat16> : attend<Float32>;
-    run({query, query_strides}, {key, key_strides}, {value, value_strides}, {out, out_strides}, batch, heads, queries,
-        keys, width, scale, threads);
+    const auto run = is_int8 ? is_bfloat16 ? attend<BFloat16, Int8Scores<BFloat16>> : attend<Float32, Int8Scores<Float32>>
+                     : is_bfloat16 ? attend<BFloat16, FloatScores<BFloat16>>
+                                   : attend<Float32, FloatScores<Float32>>;
+    run({query, query_strides}, {key, key_strides}, {value, value_strides}, {mask, mask_strides}, {out, out_strides},
+        {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, scale, threads);
 }
 }

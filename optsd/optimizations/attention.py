@@ -75,16 +75,7 @@ class Flash:
     slot: str = "attention"
 
     def check(self, pipe: Pipeline) -> None:
-        check_attention(pipe, self.name)
-        module = anatomy.denoiser(pipe)
-        for layer, attention in anatomy.attentions(pipe):
-            width = anatomy.head_width(attention)
-            reasons = {
-                kernel.name: kernel.refusal(anatomy.device(module), module.dtype, width, masked=False)
-                for kernel in FLASH_KERNELS
-            }
-            if all(reasons.values()):
-                raise Unsupported(f"flash cannot serve {layer}: {_listed(reasons)}", FLASH_REMEDY)
+        check_kernels(pipe, self.name, FLASH_KERNELS, FLASH_REMEDY)
 
     def apply(self, pipe: Pipeline) -> Patch:
         kernel = FirstOf(FLASH_KERNELS)
@@ -189,11 +180,11 @@ class FirstOf:
     """The first of its kernels that can serve the tensors.
 
     With `recover`, a kernel that fails when it is launched is left out from then on; without, its error is the
-    user's to see. Every kernel that was passed over is in `proof()`, with the reason.
+    user's to see. Every kernel that was passed over is in `proof()`, with the reason. `remedy`: for where none serves.
     """
 
-    def __init__(self, order: tuple[Kernel, ...], recover: bool = False) -> None:
-        self.order, self.recover = order, recover
+    def __init__(self, order: tuple[Kernel, ...], recover: bool = False, remedy: str | None = None) -> None:
+        self.order, self.recover, self.remedy = order, recover, remedy or FLASH_REMEDY
         self.tally = Tally()
         self.passed_over: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -218,11 +209,12 @@ class FirstOf:
                     self.tally.add(kernel.operator(query.device))
                     return attended
             reasons[kernel.name] = reason
-        raise Unsupported(f"no attention kernel can run: {_listed(reasons)}", FLASH_REMEDY)
+        raise Unsupported(f"no attention kernel can run: {_listed(reasons)}", self.remedy)
 
     def proof(self) -> dict[str, Any]:
         ran = self.tally.counts()
         proof: dict[str, Any] = {"kernel": ", ".join(ran) or "none yet", "kernel_calls": sum(ran.values())}
+        proof |= {"calls_by_kernel": dict(ran)} if len(ran) > 1 else {}
         return proof | ({"passed_over": dict(self.passed_over)} if self.passed_over else {})
 
 
@@ -289,6 +281,19 @@ def check_attention(pipe: Pipeline, technique: str) -> None:
     if next(anatomy.attentions(pipe), None) is None:
         kind = type(anatomy.denoiser(pipe)).__name__
         raise NothingMatched(f"{technique} found no attention layer in the {kind}", "choose a model with attention")
+
+
+def check_kernels(pipe: Pipeline, technique: str, order: tuple[Kernel, ...], remedy: str) -> None:
+    """Raise Unsupported where an attention layer is such that no kernel of the order serves it, or as above."""
+    check_attention(pipe, technique)
+    module = anatomy.denoiser(pipe)
+    for layer, attention in anatomy.attentions(pipe):
+        width = anatomy.head_width(attention)
+        reasons = {
+            kernel.name: kernel.refusal(anatomy.device(module), module.dtype, width, masked=False) for kernel in order
+        }
+        if all(reasons.values()):
+            raise Unsupported(f"{technique} cannot serve {layer}: {_listed(reasons)}", remedy)
 
 
 def before_attention(pipe: Pipeline, technique: str, attend: Attend) -> Patch:

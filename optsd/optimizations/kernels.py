@@ -158,6 +158,7 @@ class TorchsChoice:
 KNOWN_OPERATORS = (
     "flash_attn::_flash_attn_forward",
     "optsd::flash_attention",
+    "optsd::sage_attention",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",

@@ -10,6 +10,7 @@ from optsd.calls import interpose, parts
 from optsd.errors import NothingMatched, Unsupported
 from optsd.optimizations import kernels
 from optsd.optimizations.attention import Attend, Eager, FirstOf, Flash, KernelProcessor, Sdpa, is_out_of_memory
+from optsd.optimizations.sage import Sage
 
 
 def seen(unet):
@@ -18,10 +19,12 @@ def seen(unet):
 
 TORCH_FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 CPU_FLASH = TORCH_FLASH if native.refusal() else "optsd::flash_attention"
+CPU_SAGE = "aten::softmax" if native.refusal() else "optsd::sage_attention"
 
 
 @pytest.mark.parametrize(
-    ("technique", "operator"), [(Eager(), "aten::softmax"), (Sdpa(), TORCH_FLASH), (Flash(), CPU_FLASH)]
+    ("technique", "operator"),
+    [(Eager(), "aten::softmax"), (Sdpa(), TORCH_FLASH), (Flash(), CPU_FLASH), (Sage(), CPU_SAGE)],
 )
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_a_profile_shows_the_kernel_in_every_layer(small_unet, bare, technique, operator, family):
@@ -29,11 +32,11 @@ def test_a_profile_shows_the_kernel_in_every_layer(small_unet, bare, technique, 
     patch = technique.apply(bare(unet))
     assert seen(unet) == {operator: len(patch.touched)}
     assert patch.proof["kernel_calls"] == len(patch.touched)
-    if technique == Flash():
+    if technique in (Flash(), Sage()):
         assert patch.proof["kernel"] == operator
 
 
-@pytest.mark.parametrize("technique", [Eager(), Sdpa(), Flash()])
+@pytest.mark.parametrize("technique", [Eager(), Sdpa(), Flash(), Sage()])
 def test_processors_stay_diffusers_own(pipe, technique):
     layers = [attention for _, attention in attentions(pipe)]
     before = [(type(layer), layer.processor) for layer in layers]

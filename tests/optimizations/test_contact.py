@@ -50,6 +50,7 @@ TECHNIQUES = (
     "sdpa",
     "flash",
     "flash-enhanced",
+    "sage",
     "kvcache",
     "int8",
     "int4",

@@ -16,7 +16,8 @@ from torch import Tensor
 import optsd
 from optsd import quantization
 
-TECHNIQUES = ("eager", "sdpa", "flash", "flash-enhanced", "int8", "int4", "fbcache:0.5", "taylorseer:3", "pab:2")
+ATTENTION = ("eager", "sdpa", "flash", "flash-enhanced", "sage")
+TECHNIQUES = (*ATTENTION, "int8", "int4", "fbcache:0.5", "taylorseer:3", "pab:2")
 SIZE, STEPS = 16, 5
 LEFT_OUT = ("`torch.compile`", "`fuse_qkv_projections`")
 """The one takes seconds, the other cannot draw a picture where a block has a second attention layer, patched or not."""

@@ -57,7 +57,7 @@ def model(request) -> tuple[str, list[float]]:
     return request.param, distances(request.param, "baseline")
 
 
-@pytest.mark.parametrize("technique", ["int8", "int4", "int8+flash"])
+@pytest.mark.parametrize("technique", ["int8", "int4", "int8+flash", "sage"])
 def test_a_picture_alone_and_in_batches(technique, model) -> None:
     name, of_baseline = model
     found = distances(name, technique)
