@@ -92,24 +92,22 @@ def _parse_tolerance(text: str) -> tuple[str, Tolerance]:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
-    """A row a figure, with its unit; figures that are missing for one and the same reason share a row."""
+    """A row a figure, with its unit; those that are missing for one and the same reason share a line below."""
     heads = ("status", "variant", "metric", "A", "B", "tolerance", "note")
-    rows = [
-        (row.status, row.variant, row.metric, *_figures(row), row.tolerance, row.note)
-        for row in verdicts
-        if row.expected is not None and row.measured is not None
-    ]
     absent: dict[tuple[str, str], list[Verdict]] = {}
     for row in verdicts:
         if row.expected is None or row.measured is None:
             absent.setdefault((row.status, row.note), []).append(row)
-    for (status, note), found in absent.items():
-        first, several = found[0], len(found) > 1
-        variants = ", ".join(dict.fromkeys(row.variant for row in found))
-        names = ", ".join(dict.fromkeys(row.metric for row in found))
-        figures = ("-", "-") if several else _figures(first)
-        rows.append((status, variants, names, *figures, "" if several else first.tolerance, note))
-    return aligned([heads, *rows])
+    alike = [found for found in absent.values() if len(found) > 1]
+    shared = {id(row) for found in alike for row in found}
+    alone = [row for row in verdicts if id(row) not in shared]
+    rows = [(row.status, row.variant, row.metric, *_figures(row), row.tolerance, row.note) for row in alone]
+    told = [
+        f"{found[0].status}: {', '.join(dict.fromkeys(row.metric for row in found))} of "
+        f"{', '.join(dict.fromkeys(row.variant for row in found))}: {found[0].note}"
+        for found in alike
+    ]
+    return "\n".join([*([aligned([heads, *rows])] if rows else []), *told])
 
 
 def _figures(row: Verdict) -> tuple[str, str]:

@@ -83,7 +83,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Row:
-    """One recorded figure of one variant. `samples` are its readings, where it was timed."""
+    """One recorded figure of one variant. `samples` are its readings, where it was timed; `pictures`, of how many."""
 
     variant: str
     metric: str
@@ -92,6 +92,7 @@ class Row:
     high: float | None = None
     samples: tuple[float, ...] = ()
     tolerance: Tolerance | None = None
+    pictures: int | None = None  # None: none, or unknown
 
 
 @dataclass(frozen=True)

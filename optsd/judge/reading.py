@@ -145,7 +145,7 @@ def _run(file: Path, where: str, run: dict[str, Any], tolerances: dict[str, Tole
 
 
 def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tolerance], others: Collection[str]) -> Row:
-    _keys(file, where, row, "variant metric value", optional="low high samples tolerance")
+    _keys(file, where, row, "variant metric value", optional="low high samples tolerance pictures")
     variant, name = _variant_and_metric(file, where, row, others)
     where = f"{where} ({variant} {name})"
     tolerance = _tolerance(file, where, row["tolerance"]) if "tolerance" in row else None
@@ -158,7 +158,10 @@ def _row(file: Path, where: str, row: dict[str, Any], tolerances: dict[str, Tole
         _number(file, where, key, row[key])
     for figure in samples:
         _figure(file, where, "samples", figure, name, judged)
-    return Row(variant, name, row["value"], row.get("low"), row.get("high"), tuple(samples), tolerance)
+    pictures = row.get("pictures")
+    if pictures is not None and (type(pictures) is not int or pictures < 1):
+        _refuse(file, where, f"pictures is {pictures!r}", "record the file again with --expected-update")
+    return Row(variant, name, row["value"], row.get("low"), row.get("high"), tuple(samples), tolerance, pictures)
 
 
 def _parse(file: Path, text: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from optsd.judge.expectations import (
     machine_name,
 )
 from optsd.judge.reading import parse_baselines, read_baselines
-from optsd.judge.regressions import TIMED, is_noise_floor, kernels, noise_floor, recorded
+from optsd.judge.regressions import TIMED, is_noise_floor, kernels, noise_floor, pictures_of, recorded
 from optsd.ledger import FIGURES
 from optsd.metrics import zero_is_a_figure
 from optsd.records import Measurement, Results, dumps
@@ -33,7 +33,7 @@ def baseline_file(folder: Path, results: Results) -> Path:
 def as_run(results: Results, previous: Run | None = None) -> Run:
     """The figures of a run that are worth recording. Tolerances that a person gave to rows of `previous` are kept."""
     rows = tuple(
-        _row(found, found.value, previous)
+        _row(found, found.value, pictures_of(found, results), previous)
         for found in results.measurements
         if found.metric in recorded(results.workload) and found.value is not None and not is_noise_floor(found)
     )
@@ -96,11 +96,11 @@ def _refuse_twice(run: Run) -> None:
         )
 
 
-def _row(found: Measurement, value: float, previous: Run | None) -> Row:
+def _row(found: Measurement, value: float, pictures: int | None, previous: Run | None) -> Row:
     before = previous.row(found.variant, found.metric) if previous else None
     tolerance = before.tolerance if before else None
     near_zero = found.metric in NEAR_ZERO or found.metric in FIGURES  # whose tolerances are absolute
     if value <= 0 and zero_is_a_figure(found.metric) and not near_zero and tolerance is None:
         tolerance = Tolerance(absolute=0.01)
     samples = found.samples if found.metric in TIMED else ()
-    return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance)
+    return Row(found.variant, found.metric, value, found.low, found.high, samples, tolerance, pictures)

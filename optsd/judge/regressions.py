@@ -61,6 +61,13 @@ def noise_floor(results: Results) -> float:
     return max(0.0, low - 1, 1 - high)
 
 
+def pictures_of(found: Measurement, results: Results) -> int | None:
+    """How many pictures a quality figure is of; None for other figures, and where the run does not say."""
+    if metric(found.metric).kind != "quality":
+        return None
+    return sum(image.get("variant") == found.variant for image in results.images) or None
+
+
 def kernels(results: Results) -> dict[str, str]:
     """The attention kernel that each variant ran with."""
     proofs = {technique.variant: technique.proof.get("kernel") for technique in results.techniques}
@@ -98,6 +105,9 @@ def _change_status(
         return "not measured", found.note if found else why_absent(row.variant, results)
     if sum((other.variant, other.metric) == (row.variant, row.metric) for other in results.measurements) > 1:
         return "not measured", "this run has two figures of it, and does not say which one holds"
+    pictures = pictures_of(found, results)
+    if row.pictures and pictures and row.pictures != pictures:
+        return "not comparable", f"{pictures} pictures instead of {row.pictures}"
     recorded = Measurement(row.variant, row.metric, "", row.value, row.low, row.high, row.samples)
     if problem := flaw(found) or flaw(recorded):
         return "not measured", problem

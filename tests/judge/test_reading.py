@@ -123,7 +123,7 @@ def row_of(**changes):
         (row_of(value=None), "value None is no number; record a measured one, or remove the row"),
         (row_of(samples=[1.0, -1.0]), "samples -1 is not above zero"),
         (row_of(samples=3), "samples is no list; record the file again with --expected-update"),
-        (row_of(valeu=3), "unknown key 'valeu'; use high, low, metric, samples, tolerance, value, variant"),
+        (row_of(valeu=3), "unknown key 'valeu'; use high, low, metric, pictures, samples, tolerance, value, variant"),
         (row_of(tolerance={}), "its tolerance is not one number"),
         (lambda data: data["runs"][0]["rows"].append(data["runs"][0]["rows"][0]), "baseline latency_s is there twice"),
         (lambda data: data["runs"].append(data["runs"][0]), "is there twice; remove one of the two rows"),

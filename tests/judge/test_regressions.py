@@ -297,3 +297,17 @@ def test_results_of_nothing_are_judged_as_nothing(make_run):
 def test_another_machine_is_named_by_what_it_has_and_has_not():
     assert _difference("flags", ["avx2", "avx_vnni"], ["avx2", "avx512f"]) == "flags: avx_vnni is new, avx512f is gone"
     assert _difference("cores", 2, 4) == "cores 2 instead of 4"
+
+
+def test_a_quality_figure_of_other_pictures_is_another_figure(make_run, with_value) -> None:
+    """FID of 8 pictures is four times that of 32, whatever was changed."""
+
+    def of(count: int, fid: float) -> Results:
+        return with_value(make_run(images=count), "int8", "fid", fid)
+
+    file = as_baselines(of(32, 0.6), "before.json")
+    by_count = {count: judge_regressions(file, of(count, 2.6), ["int8"]) for count in (8, 32)}
+    said = {count: next(row for row in rows if row.metric == "fid") for count, rows in by_count.items()}
+    assert (said[8].status, said[8].note) == ("not comparable", "8 pictures instead of 32")
+    assert said[32].status == "regressed"
+    assert {row.status for row in by_count[8] if row.metric == "speedup"} == {"ok"}
