@@ -78,13 +78,16 @@ def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
     import optsd
     from optsd import anatomy
     from optsd.optimizations.quantize import COMPONENTS, Int4, Int8
+    from optsd.quantization.rules import Rule, usual
 
     technique = Int8 if bits == 8 else Int4
     names = [name for name, _ in anatomy.denoiser(optsd.load("shapes", "cpu")).named_modules()]
     for kind, pattern in (ENDS | anatomy.KINDS).items():
         inside = set(fnmatch.filter(names, pattern))
         if inside:
-            yield kind, Alone(technique(keep=tuple(name for name in names if name not in inside), between="same"))
+            keep = tuple(name for name in names if name not in inside)
+            own = (Rule(pattern, f"int{bits}"),) if usual(pattern, f"int{bits}") != f"int{bits}" else ()
+            yield kind, Alone(technique(own, keep, between="same"))
     yield "the UNet, but for what is kept by default", Alone(technique(between="same"))
     yield "the same, bfloat16 between the layers where that is faster", Alone(technique())
     yield "the whole UNet", Alone(technique(keep=(), between="same"))

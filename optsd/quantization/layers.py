@@ -200,6 +200,7 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
         margins = self.border if layer.padding_mode == "zeros" else (0, 0, 0, 0)
         window = Window(pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation), margins, layer.groups)
         super().__init__(weight, bias, dtype, kernel, window)
+        self.is_pointwise = window == Window((1, 1), (1, 1), window.dilation, (0, 0, 0, 0), 1)
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding, self.padding_mode = layer.padding, layer.padding_mode
@@ -212,6 +213,8 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding_mode != "zeros":
             x = functional.pad(x, self.border, mode=self.padding_mode)
+        if self.is_pointwise:  # a linear layer of pixels: each has a range of its own, as a token has
+            return self.kernel.layer(x.movedim(-3, -1).contiguous(), self.weights(), None).movedim(-1, -3)
         return self.kernel.layer(x, self.weights(), self.window)
 
     def extra_repr(self) -> str:

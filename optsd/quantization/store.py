@@ -100,7 +100,8 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
     if _sha256(file) != row["sha256"]:
         raise BadInput(f"{file} is not the file that {INDEX} describes: its SHA-256 is another", REMEDY)
     try:
-        tensors = load_file(file)
+        # Copied to where torch puts tensors: on a CPU the last bits of a float layer depend on where its weights begin.
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{file} is damaged ({error})", REMEDY) from error
     component = _empty(folder, row)

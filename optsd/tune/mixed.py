@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optsd.errors import OptsdError, Unsupported
-from optsd.quantization.rules import BITS, Rule, spelled
+from optsd.quantization.rules import BITS, Rule, spelled, usual
 from optsd.records import Workload
 from optsd.tune.journal import Journal
 
@@ -125,7 +125,8 @@ def _name(kinds: Sequence[Kind], precisions: list[str]) -> str:
         return len(found), sum(found)
 
     base = max(BITS, key=having)
-    others = [Rule(kind.pattern, given) for kind, given in zip(kinds, precisions, strict=True) if given != base]
+    given = zip([kind.pattern for kind in kinds], precisions, strict=True)
+    others = [Rule(pattern, precision) for pattern, precision in given if precision != usual(pattern, base)]
     return spelled(base, sorted(others)) if base in precisions else ""
 
 

@@ -142,8 +142,9 @@ def test_size_is_between_the_two(small_unet, bare) -> None:
         parse(name).apply(bare(unet))
         return sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
 
-    int8, mixed, int4 = map(weight_bytes, ("int8", "int8:up_blocks.*=int4", "int4"))
-    assert int4 < mixed < int8
+    names = ("int8", "int8:up_blocks.*=int4:*.conv_shortcut=int8", "int4", "int4:*.conv_shortcut=int4")
+    int8, mixed, int4, all_of_it = map(weight_bytes, names)
+    assert all_of_it < int4 < mixed < int8
     assert weight_bytes("int4:down_blocks.*=int8:mid_block.*=int8") == mixed, "the same by other words"
 
 

@@ -26,8 +26,11 @@ def expected(layer: nn.Module, quantized: nn.Module, x: torch.Tensor) -> torch.T
     if mode != "zeros":
         x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         exact.padding, exact.padding_mode = 0, "zeros"
-    dimensions = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
-    return exact(quantize_activation(x, dimensions).dequantize().double()).float()
+    if getattr(quantized, "is_pointwise", False):  # each pixel has a range of its own, as each token has
+        seen = quantize_activation(x.movedim(1, -1), x.ndim - 1).dequantize().movedim(-1, 1)
+    else:
+        seen = quantize_activation(x, 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1).dequantize()
+    return exact(seen.double()).float()
 
 
 def agree(layer: nn.Module, bits: int, x: torch.Tensor, kernel: str = "auto", group_size: int = 32) -> None:
@@ -278,3 +281,21 @@ def test_the_kernel_that_a_gpu_gets(monkeypatch, capability, chosen) -> None:
     if capability < (8, 0):
         with pytest.raises(Unsupported, match="kernel triton cannot run INT8 on cuda: Triton multiplies integers from"):
             kernels.choose(gpu, "triton")
+
+
+@both
+def test_a_pointwise_convolution_is_a_linear_layer_of_pixels(bits) -> None:
+    """One pixel of a thousand times the others' size costs these nothing."""
+    layer = nn.Conv2d(32, 16, 1)
+    x = torch.randn(1, 32, 4, 4)
+    x[..., 0, 0] *= 1000
+    quantized = quantize_layer(layer, bits, 32)
+    twin = nn.Linear(32, 16)
+    twin.load_state_dict({"weight": layer.weight.data.flatten(1), "bias": layer.bias.data})
+    linear = quantize_layer(twin, bits, 32)
+    with torch.no_grad():
+        found = quantized(x)
+        assert torch.equal(found, linear(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2))
+        apart = (found - layer(x))[..., 1:, :].norm() / layer(x)[..., 1:, :].norm()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert apart < (0.02 if bits == 8 else 0.2)

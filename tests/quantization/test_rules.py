@@ -139,3 +139,15 @@ def test_bits_of_a_name():
     assert fewest_bits("int8:a=float") == fewest_bits("int8:all") == 8
     assert set(BITS) == set(BY_LAYER)
     assert spelled("int8", ()) == "int8"
+
+
+def test_shortcuts_have_8_bits_in_int4_unless_a_rule_says_otherwise() -> None:
+    assert decide("up_blocks.0.resnets.1.conv_shortcut", (), "int4") == "int8"
+    assert decide("up_blocks.0.resnets.1.conv_shortcut", (), "int8") == "int8"
+    assert decide("up_blocks.0.resnets.1.conv1", (), "int4") == "int4"
+    for precision in PRECISIONS:
+        assert decide("up_blocks.0.resnets.1.conv_shortcut", parse(f"*.conv_shortcut={precision}"), "int4") == precision
+    layers = ("up_blocks.0.resnets.0.conv1", "up_blocks.0.resnets.0.conv_shortcut")
+    check(parse("*.conv_shortcut=int4"), "int4", layers, (), "unet")
+    with pytest.raises(NothingMatched, match=r"\*\.conv_shortcut=int8 changes nothing"):
+        check(parse("*.conv_shortcut=int8"), "int4", layers, (), "unet")
