@@ -1,6 +1,7 @@
 """Quantize a module's Linear and Conv2d layers in place, and say which were left and why."""
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -170,6 +171,7 @@ class OneByOne:
 def keep_others_right(module: nn.Module) -> None:
     """Others' methods that read the weights of all layers, so that what they make of quantized ones is right."""
     module.save_pretrained = SavedPlain(module)  # type: ignore[assignment]
+    module.state_dict = Described(module)  # type: ignore[assignment]
     if hasattr(type(module), "fuse_qkv_projections"):
         module.fuse_qkv_projections = FusedQuantized(module)  # type: ignore[assignment]
 
@@ -193,6 +195,43 @@ class SavedPlain:
         finally:
             for layer in layers:
                 layer.saves_plain = False
+
+
+class Described:
+    """In place of `state_dict`: gives a dictionary of which one may also ask a quantized layer's weight by name.
+
+    diffusers does, to learn a layer's shape before it loads a LoRA for FLUX.1. What is saved or counted is as it was.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.whole = module, module.state_dict
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.whole(*args, **kwargs)
+        return found if args or kwargs.get("destination") is not None else WithWeights(found, self.module)
+
+
+class WithWeights(OrderedDict[str, Tensor]):
+    """A state dictionary that computes the weights of quantized layers where it is asked for one."""
+
+    def __init__(self, found: Any, module: nn.Module) -> None:
+        super().__init__(found)
+        self._metadata = getattr(found, "_metadata", None)  # of torch's, with the versions of layers
+        self._module = module
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (list(self.items()),)
+
+    def __missing__(self, name: str) -> Tensor:
+        place, _, kind = name.rpartition(".")
+        for layer in (place, f"{place}.{anatomy.ADAPTED}"):
+            try:
+                found = self._module.get_submodule(layer)
+            except AttributeError:
+                continue
+            if kind == "weight" and isinstance(found, QuantizedLayer):
+                return found.weight
+        raise KeyError(name)
 
 
 class FusedQuantized:

@@ -1,9 +1,14 @@
 """Int8 and Int4 on UNets of every family: what is converted, what is left, what is refused."""
 
+import copy
 import gc
+import pickle
+import re
 import weakref
+from collections import OrderedDict
 
 import pytest
+import small_pipelines
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
@@ -263,3 +268,39 @@ def test_same_seed_same_bits(untrained, paint) -> None:
     pipe = untrained()
     Int8().apply(pipe)
     assert torch.equal(paint(pipe), paint(pipe))
+
+
+@both
+def test_a_lora_file_is_loaded_into_a_quantized_flux(technique) -> None:
+    """diffusers asks the state dictionary for each layer's weight, to compare its shape."""
+    pipe, unpatched = small_pipelines.make("FLUX.1"), small_pipelines.make("FLUX.1")
+    technique.apply(pipe)
+    place = "single_transformer_blocks.0.attn.to_k"
+    layer = unpatched.transformer.get_submodule(place)
+    noise = torch.Generator().manual_seed(0)
+    lora = {
+        f"transformer.{place}.lora_A.weight": torch.randn(4, layer.in_features, generator=noise),
+        f"transformer.{place}.lora_B.weight": torch.randn(layer.out_features, 4, generator=noise),
+    }
+    before, wanted = small_pipelines.draw("FLUX.1", pipe), small_pipelines.draw("FLUX.1", unpatched)
+    for each in (pipe, unpatched):
+        each.load_lora_weights(dict(lora), adapter_name="style")
+        each.load_lora_weights(dict(lora), adapter_name="again")  # a layer that has an adapter already
+    now, changed = small_pipelines.draw("FLUX.1", pipe), small_pipelines.draw("FLUX.1", unpatched)
+    assert (now - changed).norm() < 2 * (before - wanted).norm() + 1e-3
+    assert not torch.equal(now, before)
+
+
+def test_a_state_dictionary_knows_the_weights_and_does_not_hold_them(small_unet, bare) -> None:
+    unet = small_unet()
+    Int8().apply(bare(unet))
+    found = unet.state_dict()
+    place = "mid_block.resnets.0.conv1"
+    assert f"{place}.weight" not in found.keys()  # noqa: SIM118 - what is saved
+    assert torch.equal(found[f"{place}.weight"], unet.get_submodule(place).weight)
+    assert found._metadata
+    for absent in (f"{place}.scales", "nosuch.weight", "conv_norm_out.nosuch", ""):
+        with pytest.raises(KeyError, match=re.escape(absent)):
+            found[absent]
+    assert type(pickle.loads(pickle.dumps(found))) is OrderedDict  # noqa: S301 - its own
+    assert {*found} == {*copy.deepcopy(unet).state_dict()}
