@@ -1,8 +1,10 @@
 """The options of a run: which model, which variants, which workload. Imports no torch until tests run."""
 
+import contextlib
 import importlib.util
 import os
 import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from optsd.records import Workload
 from optsd.report import folders
 from optsd.subjects import Subject
 from optsd.tune import answer
-from optsd.variants import GUIDE_VARIANTS, chosen
+from optsd.variants import GUIDE_VARIANTS, chosen, parse
 
 if TYPE_CHECKING:
     from optsd.measure.environment import Watch
@@ -266,6 +268,14 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if session.config.option.collectonly or not needs_model:
         return
     resolve(session.config)
+    if not hasattr(session.config, "workerinput"):
+        with _usage_errors():  # two techniques of one slot, deepcache:0: not after the baseline was measured
+            for name in session.config.stash[VARIANTS]:
+                if name not in session.config.stash[SUBJECTS]:
+                    parse(name)
+    # Who cancels a job ends it so: what was measured is kept, and what was started is ended, as on Ctrl-C.
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def resolve(config: pytest.Config) -> Workload:
@@ -274,7 +284,9 @@ def resolve(config: pytest.Config) -> Workload:
         option = config.getoption
         if not hasattr(config, "workerinput"):
             with _usage_errors():
-                check_writable(config.stash[OUTPUT], "--output")
+                folder = config.stash[OUTPUT]
+                is_of_its_own = folder.parent == config.rootpath / Path(_LATEST).parent  # made with its first figure
+                check_writable(folder.parent if is_of_its_own else folder, "--output")
         if estimated := estimated_device(config):
             from optsd.estimate.architectures import check
 

@@ -74,6 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     try:
         most = _read_prompts(config)
+        if most < FEWEST_IMAGES:
+            raise BadInput(f"--prompts {config.getoption('--prompts')} has {most} prompt", "quality needs 2 or more")
         if not FEWEST_IMAGES <= image_count(config) <= most:
             raise BadInput(f"--images {image_count(config)} is no sample", f"give {FEWEST_IMAGES} to {most}")
         at_least("--seeds", config.getoption("--seeds"), 1)

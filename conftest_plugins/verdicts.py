@@ -40,8 +40,6 @@ CLAIMS = pytest.StashKey[Claims]()
 _CHOSEN = pytest.StashKey[Chosen]()
 _OUTCOME = pytest.StashKey["Outcome"]()
 
-SHIPPED = Path(__file__).parents[1] / "expected"
-"""Where the published claims of other sources are, if the folder of `--expected` has none."""
 QUESTIONS = {"--against": "AGAINST", "--gate": "GATE", "--claims": "CLAIMS", "--quality": "QUALITY"}
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
@@ -58,6 +56,8 @@ class Outcome:
     failed: list[Verdict] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     must_fail: bool = False
+    recorded: int = 0  # figures, with --expected-update
+    why: str = ""  # nothing was judged
 
 
 class _ClaimsOption(argparse.Action):
@@ -115,6 +115,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args[:] = [*(config.args if named else ()), *left]
     asked = [name for name in NEED_ROUNDS if option(name)]
     try:
+        if len(asked) > 1:
+            raise BadInput("--gate and --expected-update are two questions", "record first, then ask the gate")
         if asked and not estimated_device(config) and (rounds := chosen_preset(config).rounds) < FEWEST_ROUNDS:
             raise BadInput(f"{asked[0]} decides nothing in {rounds} rounds", f"give --rounds {FEWEST_ROUNDS} or more")
         _read_claims(config, folder)
@@ -134,8 +136,9 @@ def _read_claims(config: pytest.Config, folder: Path) -> None:
         if asked or guide.is_file():
             config.stash[_CHOSEN] = choose(read_all_claims(guide), {})
     else:
-        place = folder if (folder / "claims").is_dir() else SHIPPED
-        groups = [group for file in files.find(asked, place / "claims") for group in read_all_claims(file)]
+        groups = [
+            group for file in files.find(asked, files.or_shipped(folder / "claims")) for group in read_all_claims(file)
+        ]
         given = _given(config)
         named = config.getoption("--variant", None)
         chosen = choose(groups, given, [name for each in named for name in each.split(",")] if named else None)
@@ -254,8 +257,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
             written: Baselines = update(file, results)
             ledgers.record(config, results)
             outcome.must_fail = True
-            count = sum(len(run.rows) for run in written.runs if run.workload == results.workload)
-            outcome.lines.append(f"recorded {count} figures in {file}: look at the difference, commit it, run again")
+            outcome.recorded = sum(len(run.rows) for run in written.runs if run.workload == results.workload)
+            outcome.lines.append(f"recorded {outcome.recorded} figures in {file}")
     except OptsdError as error:
         outcome.must_fail = True
         outcome.lines.append(str(error))
@@ -313,8 +316,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             rows = [row for row in results.verdicts if row.status != "not comparable" or row in outcome.failed]
             has_failed = bool(outcome.failed or outcome.must_fail)
             line = said_at_last(name, rows, outcome.failed, has_failed)
+            if has_failed and not outcome.failed and outcome.why:
+                line = f"{name} FAILED: nothing could be judged: {outcome.why}"
             reporter.write_line(line, red=has_failed, green=not has_failed, bold=True)
             break
+    if outcome.recorded:
+        asked = "look at the difference, commit it, then --gate; status 1 on purpose"
+        reporter.write_line(f"RECORDED {outcome.recorded} figures: {asked}", yellow=True, bold=True)
 
 
 def _noted(config: pytest.Config, option: str, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
@@ -324,7 +332,10 @@ def _noted(config: pytest.Config, option: str, verdicts: tuple[Verdict, ...]) ->
         outcome.failed += failing(verdicts, gate=True)
         if nothing_was_judged(verdicts):
             outcome.must_fail = True
-            outcome.lines.append(f"{option} judged nothing: {_why_nothing(verdicts)}")
+            outcome.why = _why_nothing(verdicts)
+            if option == "--gate" and verdicts and verdicts[0].status == "not comparable":
+                outcome.why += "; record again with --expected-update"
+            outcome.lines.append(f"{option} judged nothing: {outcome.why}")
     return verdicts
 
 

@@ -222,9 +222,10 @@ def _field(chosen: argparse.Namespace) -> int:
 
 
 def _published(chosen: argparse.Namespace) -> list[Published]:
-    if not chosen.names and not list(chosen.folder.glob("*.json")):
-        raise BadInput(f"no claims in {chosen.folder}", "run it where expected/claims is, or give --folder or a file")
-    found = files.find(chosen.names, chosen.folder) if chosen.names else sorted(chosen.folder.glob("*.json"))
+    folder = files.or_shipped(chosen.folder) if chosen.folder == files.FOLDER else chosen.folder
+    if not chosen.names and not list(folder.glob("*.json")):
+        raise BadInput(f"no claims in {folder}", "run it where expected/claims is, or give --folder or a file")
+    found = files.find(chosen.names, folder) if chosen.names else sorted(folder.glob("*.json"))
     return [files.read(file) for file in found]
 
 

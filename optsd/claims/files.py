@@ -86,6 +86,12 @@ def write(published: Published, file: Path) -> None:
     write_atomically(file, f'{head},\n  "tables": [\n{body}\n  ]\n}}\n')
 
 
+def or_shipped(folder: Path) -> Path:
+    """The folder of claims; where there is none, that of the sources which came with this package."""
+    places = (Path(__file__).parents[depth] / "expected" / "claims" for depth in (1, 2))  # installed; of a checkout
+    return next((place for place in (folder, *places) if any(place.glob("*.json"))), folder)
+
+
 def find(names: str, folder: Path) -> tuple[Path, ...]:
     """The files that `deepcache,tome` or a path names: by stem, or by a word of the stem. Raises NotFound."""
     found: list[Path] = []

@@ -56,8 +56,8 @@ class Request:
                 raise BadInput(f"{option} {share:g} is no share", "give a number between 0 and 1, such as 0.95")
         if not self.time_budget_s > 0:
             raise BadInput(f"--time-budget {self.time_budget_s:g} is no time", "give seconds, or 30m, or 2h")
-        if self.memory is not None:
-            workloads.at_least("--memory", self.memory, 1)
+        if self.memory is not None and self.memory < 2**20:
+            raise BadInput(f"--memory {self.memory:g} bytes holds no model", "give for example 8GiB or 500MiB")
         for option, value in (("--images", self.images), ("--rounds", self.rounds), ("--steps", self.steps)):
             if value is not None:
                 workloads.at_least(option, value, 1)
