@@ -1,13 +1,11 @@
-"""What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
+"""What a reader asks first: which variant to use, what disturbed the run, and what it did not find out."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optsd.judge.kept import ERROR, fewest
 from optsd.judge.verdicts import noise_of
-from optsd.records import Measurement, Results, Verdict, is_finite
+from optsd.records import Measurement, Results, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
@@ -20,56 +18,7 @@ JUDGED = ("fid", "is", "clip", "fid_shapes", "is_shapes", "clip_shapes", "object
 _NAMED = 3
 """How many variants are named of a tie."""
 
-STATUSES = {
-    # status -> (sign, tone); the sign says it without colour. Worst first: tables are sorted in this order.
-    "missed": ("✗", "bad"),
-    "regressed": ("✗", "bad"),
-    "differs": ("✗", "bad"),
-    "unattainable": ("✗", "bad"),
-    "slower": ("✗", "bad"),
-    "lost": ("✗", "bad"),
-    "no baseline": ("?", "unknown"),
-    "insufficient data": ("?", "unknown"),
-    "reproduced": ("✓", "good"),
-    "exceeded": ("▲", "good"),
-    "ok": ("✓", "good"),
-    "agrees": ("✓", "good"),
-    "same": ("✓", "good"),
-    "kept": ("✓", "good"),
-    "improved": ("▲", "good"),
-    "faster": ("▲", "good"),
-    "not comparable": ("≠", "unknown"),
-    "not measured": ("?", "unknown"),
-}
-
-
 ESTIMATED = "Estimates: nothing was run. Times and speedups are bounds, memory is that of live tensors."
-
-
-def sign_of(status: str) -> tuple[str, str]:
-    return STATUSES.get(status, ("?", "unknown"))
-
-
-def count_verdicts(results: Results) -> dict[str, int]:
-    """status -> how many, worst first."""
-    counts = Counter(verdict.status for verdict in results.verdicts)
-    return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
-
-
-def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[tuple[str, str]]]:
-    """The verdicts that stand alone; and of those about another workload (what, why) once for all of a file."""
-
-    def why(verdict: Verdict) -> tuple[str, str]:
-        return verdict.source.partition(": ")[0], verdict.note
-
-    counts = Counter(why(verdict) for verdict in verdicts if verdict.status == "not comparable")
-    here = [verdict for verdict in verdicts if verdict.status != "not comparable" or counts[why(verdict)] == 1]
-    told = [
-        (f"{count} figures of {source} cannot be compared", reason)
-        for (source, reason), count in counts.items()
-        if count > 1
-    ]
-    return here, told
 
 
 @dataclass(frozen=True)
@@ -203,8 +152,16 @@ SLOW_CLOCK = 0.75
 """Of a GPU's highest clock: nvbench throws a trial away below this share."""
 
 
+def said_first(results: Results) -> list[str]:
+    """What stands above the figures."""
+    return [ESTIMATED] if results.workload.is_estimate else disturbances(results)
+
+
 def disturbances(results: Results) -> list[str]:
-    """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run."""
+    """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run, and
+    for one that measured nothing."""
+    if results.workload.is_estimate:
+        return []
     said = []
     load = results.machine.get("load")
     load = load if isinstance(load, dict) else {}

@@ -1,7 +1,7 @@
 import dataclasses
 
-from optsd.records import Measurement, Verdict
-from optsd.report.findings import answers, count_verdicts, disturbances, missing, sign_of
+from optsd.records import Measurement
+from optsd.report.findings import ESTIMATED, answers, disturbances, missing, said_first
 
 
 def with_retention(results, kept: dict[str, float]):
@@ -124,15 +124,6 @@ def test_a_run_that_was_cut_off_says_everything_that_it_lacks(cut_off):
     assert "No pictures" in said
 
 
-def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
-    odd = Verdict("int8", "speedup", "puzzling", 1.0, 1.0, "", "somewhere")
-    counts = count_verdicts(dataclasses.replace(results, verdicts=(odd, *results.verdicts)))
-    assert next(iter(counts)) == "missed"
-    assert counts["puzzling"] == 1
-    assert sum(counts.values()) == len(results.verdicts) + 1
-    assert sign_of("puzzling") == ("?", "unknown")
-
-
 def test_a_run_that_met_others_says_so(results):
     busy = dataclasses.replace(results, machine={**results.machine, "load": {"others_cpu_share": 0.4}})
     assert disturbances(busy) == ["Others used 40% of the CPU while this was measured."]
@@ -153,3 +144,12 @@ def test_a_run_that_met_others_says_so(results):
     (told,) = disturbances(dataclasses.replace(results, measurements=rows))
     assert told == "A round of int8 took 11 times its median (variants with one: 1)."
     assert disturbances(results) == []
+
+
+def test_an_estimate_measured_nothing_that_others_could_disturb(results):
+    workload = dataclasses.replace(results.workload, device="estimate:a100")
+    busy = {**results.machine, "load": {"others_cpu_share": 0.68}}
+    estimated = dataclasses.replace(results, machine=busy, workload=workload)
+    assert disturbances(estimated) == []
+    assert said_first(estimated) == [ESTIMATED]
+    assert said_first(dataclasses.replace(results, machine=busy)) != []
