@@ -31,7 +31,6 @@ COLOURS = {
     "text-encoder": "#e69f00",
     "unet": "#56b4e9",
     "vae": "#009e73",
-    "rest": "#a9afb9",
 }
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

@@ -1,12 +1,11 @@
-"""What a reader asks first: which variant to use, whether the claims hold, and what the run did not find out."""
+"""What a reader asks first: which variant to use, what disturbed the run, and what it did not find out."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optsd.judge.kept import ERROR, fewest
 from optsd.judge.verdicts import noise_of
-from optsd.records import Measurement, Results, Verdict, is_finite
+from optsd.records import Measurement, Results, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
@@ -16,56 +15,10 @@ _KEPT = "95\N{NO-BREAK SPACE}%"
 JUDGED = ("fid", "is", "clip", "fid_shapes", "is_shapes", "clip_shapes", "objects_right")
 """The metrics whose retention decides. KID is near zero, where a ratio means nothing; LPIPS of the baseline is zero."""
 
-STATUSES = {
-    # status -> (sign, tone); the sign says it without colour. Worst first: tables are sorted in this order.
-    "missed": ("✗", "bad"),
-    "regressed": ("✗", "bad"),
-    "differs": ("✗", "bad"),
-    "unattainable": ("✗", "bad"),
-    "slower": ("✗", "bad"),
-    "lost": ("✗", "bad"),
-    "no baseline": ("?", "unknown"),
-    "insufficient data": ("?", "unknown"),
-    "reproduced": ("✓", "good"),
-    "exceeded": ("▲", "good"),
-    "ok": ("✓", "good"),
-    "agrees": ("✓", "good"),
-    "same": ("✓", "good"),
-    "kept": ("✓", "good"),
-    "improved": ("▲", "good"),
-    "faster": ("▲", "good"),
-    "not comparable": ("≠", "unknown"),
-    "not measured": ("?", "unknown"),
-}
-
+_NAMED = 3
+"""How many variants are named of a tie."""
 
 ESTIMATED = "Estimates: nothing was run. Times and speedups are bounds, memory is that of live tensors."
-
-
-def sign_of(status: str) -> tuple[str, str]:
-    return STATUSES.get(status, ("?", "unknown"))
-
-
-def count_verdicts(results: Results) -> dict[str, int]:
-    """status -> how many, worst first."""
-    counts = Counter(verdict.status for verdict in results.verdicts)
-    return {status: counts[status] for status in [*STATUSES, *sorted(counts)] if counts[status]}
-
-
-def set_apart(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[tuple[str, str]]]:
-    """The verdicts that stand alone; and of those about another workload (what, why) once for all of a file."""
-
-    def why(verdict: Verdict) -> tuple[str, str]:
-        return verdict.source.partition(": ")[0], verdict.note
-
-    counts = Counter(why(verdict) for verdict in verdicts if verdict.status == "not comparable")
-    here = [verdict for verdict in verdicts if verdict.status != "not comparable" or counts[why(verdict)] == 1]
-    told = [
-        (f"{count} figures of {source} cannot be compared", reason)
-        for (source, reason), count in counts.items()
-        if count > 1
-    ]
-    return here, told
 
 
 @dataclass(frozen=True)
@@ -83,7 +36,7 @@ def answers(results: Results) -> list[Answer]:
     bounds of its times are no advice."""
     rows = index(results)
     variants = all_variants(results)
-    found = [] if results.workload.is_estimate else _fastest(rows, variants)
+    found = [] if results.workload.is_estimate else _fastest(results, rows, variants)
     small = _best(rows, variants, "peak_memory_bytes")
     if small and small.value is not None:
         saved = rows.get((small.variant, "memory_reduction"))
@@ -94,16 +47,14 @@ def answers(results: Results) -> list[Answer]:
     return found
 
 
-def _fastest(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]) -> list[Answer]:
+def _fastest(results: Results, rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]) -> list[Answer]:
     fast, found = _best(rows, variants, "speedup"), []
-    keeping = {variant: least for variant in variants if (least := _least_kept(rows, variant)) is not None}
-    good = tuple(variant for variant, (kept, _) in keeping.items() if kept >= KEPT)
+    keeping = {variant: kept for variant in variants if (kept := _retentions(rows, variant))}
+    good = tuple(variant for variant, kept in keeping.items() if min(map(_share, kept)) >= KEPT)
     use = _best(rows, good, "speedup")
     if use:
-        kept, weakest = keeping[use.variant]
-        worst = f"least of {metric_of(weakest).label}: {figure(kept, 'fraction')}"
-        reason = f"it keeps at least {_KEPT} of every judged quality metric; {worst}"
-        found.append(Answer("Fastest with the quality kept", use.variant, _speed(use), reason))
+        reason = f"{_how_sure(results, use.variant, keeping[use.variant])}{_tie(rows, use, good)}"
+        found.append(Answer("Fastest with the quality kept", use.variant, _amount(use), reason))
     elif fast:
         reason = (
             "quality was not measured"
@@ -115,7 +66,8 @@ def _fastest(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]
         reason = "of no variant the whole 95\N{NO-BREAK SPACE}% interval of the speedup lies above 1"
         found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
-        found.append(Answer("Fastest", fast.variant, _speed(fast), _quality_in_words(keeping, fast.variant)))
+        reason = f"{_quality_in_words(keeping, fast.variant)}{_tie(rows, fast, variants)}"
+        found.append(Answer("Fastest", fast.variant, _amount(fast), reason))
     return found
 
 
@@ -129,29 +81,69 @@ def _best(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], n
 
 def _surely_faster(row: Measurement) -> bool:
     """A speedup counts when its whole interval is above 1: a median of 1.08 that may as well be 0.95 is none."""
-    bounds = (row.value, row.value if row.low is None else row.low)
-    return all(bound is not None and bound > 1 for bound in bounds)
+    return row.value is not None and row.value > 1 and _ends(row)[0] > 1
 
 
-def _least_kept(rows: dict[tuple[str, str], Measurement], variant: str) -> tuple[float, str] | None:
-    """The smallest retention of a variant among the judged metrics, and its metric."""
-    kept = [
-        (row.value, name) for name in JUDGED
-        if (row := rows.get((variant, f"{name}_retention"))) is not None and row.value is not None
-    ]  # fmt: skip
-    return min(kept, default=None)
+def _ends(row: Measurement) -> tuple[float, float]:
+    """The interval of a figure; where it has none, the figure itself."""
+    value = row.value or 0.0
+    return (value if row.low is None else row.low), (value if row.high is None else row.high)
 
 
-def _speed(row: Measurement) -> str:
+def _tie(rows: dict[tuple[str, str], Measurement], winner: Measurement, variants: tuple[str, ...]) -> str:
+    """The variants that may be as fast, because their interval and the winner's overlap; the fastest first."""
+    low, high = _ends(winner)
+    others = [row for variant in variants if (row := rows.get((variant, "speedup"))) is not None and row.value]
+    near = [row for row in others if row.variant not in ("baseline", winner.variant)]
+    near = [row for row in near if _ends(row)[1] >= low and _ends(row)[0] <= high]
+    names = [row.variant for row in sorted(near, key=lambda row: -(row.value or 0.0))]
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return f"; a tie, by the intervals, with {', '.join([*names[:_NAMED], *more])}" if names else ""
+
+
+def _retentions(rows: dict[tuple[str, str], Measurement], variant: str) -> list[Measurement]:
+    """How much a variant keeps of each judged metric that was measured."""
+    found = [rows.get((variant, f"{name}_retention")) for name in JUDGED]
+    return [row for row in found if row is not None and row.value is not None]
+
+
+def _share(row: Measurement) -> float:
+    return row.value or 0.0
+
+
+def _how_sure(results: Results, variant: str, kept: list[Measurement]) -> str:
+    """Whether more than the figures says that a variant keeps its quality: its mathematics, or the intervals of enough
+    pictures. Equal pictures have an interval of no width, however few they are."""
+    all_of_it = f"at least {_KEPT} of every judged quality metric"
+    if any(technique.exact for technique in results.techniques if technique.variant == variant):
+        return f"it keeps {all_of_it}, and is exact by its mathematics; least of {_kept_of(min(kept, key=_share))}"
+    pictures, least = sum(row.get("variant") == variant for row in results.images), fewest(KEPT, ERROR)
+    weakest = min(kept, key=lambda row: _ends(row)[0])
+    if _ends(weakest)[0] >= KEPT and pictures >= least:
+        return f"it keeps {all_of_it}, by the whole intervals; least of {_kept_of(weakest)}"
+    told = f"{all_of_it} is kept by its figures; {pictures or 'the'} pictures do not show it"
+    return f"{told}: {_kept_of(weakest)}" if _ends(weakest)[0] < KEPT else f"{told}, which takes {least} or more"
+
+
+def _kept_of(row: Measurement) -> str:
+    return f"{_judged_label(row)}: {_amount(row)}"
+
+
+def _judged_label(row: Measurement) -> str:
+    return metric_of(row.metric.removesuffix("_retention")).label
+
+
+def _amount(row: Measurement) -> str:
+    """`1.16× (1.12× to 1.20×)`."""
     bounds = interval(row)
-    return f"{figure(row.value or 0.0, '×')}{f' ({bounds})' if bounds else ''}"
+    return f"{figure(row.value or 0.0, metric_of(row.metric).unit)}{f' ({bounds})' if bounds else ''}"
 
 
-def _quality_in_words(keeping: dict[str, tuple[float, str]], variant: str) -> str:
+def _quality_in_words(keeping: dict[str, list[Measurement]], variant: str) -> str:
     if variant not in keeping:
         return "quality was not measured"
-    kept, name = keeping[variant]
-    return f"keeps {figure(kept, 'fraction')} of {metric_of(name).label}, the quality metric that it hurts most"
+    least = min(keeping[variant], key=_share)
+    return f"keeps {_amount(least)} of {_judged_label(least)}, the quality metric that it hurts most"
 
 
 BUSY, LATE = 0.1, 3.0
@@ -160,8 +152,16 @@ SLOW_CLOCK = 0.75
 """Of a GPU's highest clock: nvbench throws a trial away below this share."""
 
 
+def said_first(results: Results) -> list[str]:
+    """What stands above the figures."""
+    return [ESTIMATED] if results.workload.is_estimate else disturbances(results)
+
+
 def disturbances(results: Results) -> list[str]:
-    """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run."""
+    """What a reader must know before the figures: that others were at work on the machine. Empty for a quiet run, and
+    for one that measured nothing."""
+    if results.workload.is_estimate:
+        return []
     said = []
     load = results.machine.get("load")
     load = load if isinstance(load, dict) else {}

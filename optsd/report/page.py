@@ -7,7 +7,6 @@ file stays text even if an escape were forgotten somewhere.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from markupsafe import Markup, escape
 
 from optsd.files import write_atomically
 from optsd.records import Measurement, Results, Verdict
-from optsd.report import pictures
+from optsd.report import judged, pictures
 from optsd.report.drawing import Drawing
-from optsd.report.findings import STATUSES, answers, count_verdicts, disturbances, missing, set_apart, sign_of
+from optsd.report.findings import answers, disturbances, missing
 from optsd.report.tables import all_variants, figure, index, interval, metric_of, overview
 from optsd.report.text import describe, in_words
 
@@ -35,7 +34,7 @@ def write(results: Results, drawings: Sequence[Drawing], folder: Path) -> None:
 def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
     variants, rows = all_variants(results), index(results)
     number_of = {variant: number for number, variant in enumerate(variants)}
-    here, elsewhere = set_apart(results.verdicts)
+    here, elsewhere = judged.set_apart([row for row in results.verdicts if not judged.is_noise_floor(row)])
     table = overview(results)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = Environment(
@@ -45,7 +44,7 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["sign"] = sign_of
+    environment.filters["sign"] = judged.sign_of
     environment.filters["breakable"] = _breakable
     return environment.get_template("page.html").render(
         results=results,
@@ -56,7 +55,11 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         answers=answers(results),
-        counts=count_verdicts(replace(results, verdicts=tuple(here))),
+        tally=judged.tally(results),
+        about_claims=any(map(judged.is_claim, results.verdicts)),
+        counts=judged.count_verdicts(here),
+        noise_floor=[row for row in results.verdicts if judged.is_noise_floor(row)],
+        judged_nothing=judged.judged_nothing(results),
         missing=missing(results),
         table=table,
         verdicts=sorted((_verdict(row, rows) for row in here), key=lambda item: item["rank"]),
@@ -85,8 +88,8 @@ def shape_of(value: Any) -> str:
 
 def _verdict(row: Verdict, rows: Mapping[tuple[str, str], Measurement]) -> dict[str, Any]:
     about, found = metric_of(row.metric), rows.get((row.variant, row.metric))
-    sign, tone = sign_of(row.status)
-    known = list(STATUSES)
+    sign, tone = judged.sign_of(row.status)
+    known = list(judged.STATUSES)
     return {
         "row": row,
         "label": about.label,

@@ -9,6 +9,7 @@ import matplotlib as mpl
 from optsd.files import write_atomically
 from optsd.records import Results
 from optsd.report.drawing import COLOURS, STYLE, Drawing, finish, new_figure, printable
+from optsd.report.judged import is_claim
 from optsd.report.runs import Run, prepare, said, style_of
 from optsd.report.tables import figure, metric_of, scale_for
 from optsd.report.tradeoffs import trade_offs
@@ -41,14 +42,14 @@ def memory_saved(run: Run) -> Drawing | None:
 
 
 def _against_claims(run: Run, name: str, file: str) -> Drawing | None:
-    """Each variant's figure with its interval, and what was claimed for it."""
+    """Each variant's figure with its interval, and what was claimed for it on this workload."""
     found = run.having(name)
     if not found:
         return None
     scale = scale_for(metric_of(name).unit, [rows[0].value or 0.0 for _, _, rows in found])
     claimed: dict[str, float | None] = {}
     for row in run.results.verdicts:
-        if row.metric == name and "claim" in row.source:
+        if row.metric == name and is_claim(row) and row.status != "not comparable":
             claimed.setdefault(row.variant, row.expected)  # of several the first: the guide's table of results
     page, axes = _bars([(number, variant) for number, variant, _ in found])
     labels, drawn = {}, False
@@ -82,35 +83,37 @@ def _against_claims(run: Run, name: str, file: str) -> Drawing | None:
 
 
 def stages(run: Run) -> Drawing | None:
-    """Seconds an image by stage, a bar a variant. What the stages leave of the whole is drawn as the rest."""
+    """Seconds an image, a bar a variant, divided as the stages were in a pass of their own.
+
+    That pass is not the one that the whole was measured in, and stages that are timed one by one take longer: their
+    seconds may add up to more than the whole, so that only their shares are drawn.
+    """
     timed = run.having("latency_s")
-    found = [item for item in timed if any((item[1], name) in run.rows for name, _ in STAGES)]
-    parts = {variant: _stage_seconds(run, variant) for _, variant, _ in found}
-    found = [item for item in found if parts[item[1]]]
+    parts = {variant: _stage_seconds(run, variant) for _, variant, _ in timed}
+    every = set().union(*parts.values())  # of one that lacks a stage the shares are unknown
+    found = [item for item in timed if set(parts[item[1]]) == every and sum(parts[item[1]].values()) > 0]
     if not found:
         return None
     page, axes = _bars([(number, variant) for number, variant, _ in found])
     labels, shown = {}, set()
     for place, (number, variant, rows) in enumerate(found):
-        whole, left = rows[0].value or 0.0, 0.0
-        pieces = [(metric_of(name).label, parts[variant].get(name), token) for name, token in STAGES]
-        # The stages are timed in a pass of their own, so that they may add up to a little more than the whole.
-        rest = whole - sum(seconds for _, seconds, _ in pieces if seconds)
-        pieces.append(("the rest", rest if rest > 0 else None, "rest"))
-        for label, seconds, token in pieces:
-            if not seconds:
+        whole, left, told = rows[0].value or 0.0, 0.0, []
+        total = sum(parts[variant].values())
+        for name, token in STAGES:
+            if not (seconds := parts[variant].get(name)):
                 continue
+            share, label = seconds / total, metric_of(name).label.removesuffix(" step")
             axes.barh(
-                place, seconds, left=left, height=0.68, color=COLOURS[token], edgecolor=COLOURS["surface"],
-                linewidth=0.6, label=None if token in shown else label.removesuffix(" step"),
+                place, whole * share, left=left, height=0.68, color=COLOURS[token], edgecolor=COLOURS["surface"],
+                linewidth=0.6, label=None if token in shown else label,
             )[0].set_gid(f"part-{number}")  # fmt: skip
             shown.add(token)
-            left += seconds
+            left += whole * share
+            told.append(f"{label} {figure(share, 'fraction')} ({figure(seconds, 's')} in its own pass)")
         axes.plot(whole, place, "|", color=COLOURS["ink"], markersize=11, gid=f"point-{number}")
-        told = ", ".join(f"{label} {figure(seconds, 's')}" for label, seconds, _ in pieces if seconds)
-        labels[f"point-{number}"] = f"{variant}: {figure(whole, 's')} an image; {told}"
+        labels[f"point-{number}"] = f"{variant}: {figure(whole, 's')} an image; {', '.join(told)}"
     axes.set_title("Time by stage")
-    axes.set_xlabel("seconds an image; the mark is the whole")
+    axes.set_xlabel("seconds an image, divided as the stages were\nthat were timed in a pass of their own")
     axes.grid(False, axis="y")
     _legend(page, axes)
     return finish(page, "stages", "speed", "Time by stage", _words("Time by stage", labels), labels)
@@ -181,7 +184,10 @@ def waterfall(run: Run) -> Drawing | None:
     axes.set_xlim(0, max(seconds) * 1.22)
     title = "From the baseline to the fastest combination"
     axes.set_title(title)
-    axes.set_xlabel("seconds an image")
+    axes.set_xlabel(
+        "seconds an image: the baseline's ÷ each speedup, which is of\n"
+        "rounds side by side; the table has medians of all rounds"
+    )
     axes.grid(False, axis="y")
     steps = ", ".join(f"{variant} {figure(value, 's')}" for variant, value in zip(chain, seconds, strict=True))
     return finish(page, "waterfall", "speed", title, f"{title}: {steps}.", labels)

@@ -9,7 +9,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optsd.records import Results
-from optsd.report.findings import ESTIMATED, answers, count_verdicts, disturbances, sign_of
+from optsd.report.findings import ESTIMATED, answers, said_first
+from optsd.report.judged import tally
 from optsd.report.tables import BESIDE_SPEED, MAIN, Column, Table, overview
 
 WIDTH_IN_A_PIPE = 100
@@ -35,7 +36,7 @@ def print_table(results: Results, console: Console) -> None:
     """One table, variants down and metrics across; below it, why a `-` stands there, and the verdicts."""
     with _wide_enough(console):
         table = overview(results)
-        for told in [ESTIMATED] if results.workload.is_estimate else disturbances(results):
+        for told in said_first(results):
             console.print(Text(told, style="yellow"))
         if not table.variants:
             console.print(Text("Nothing was measured."))
@@ -82,12 +83,10 @@ def _print_findings(results: Results, console: Console) -> None:
     for answer in answers(results):
         line = Text.assemble(f"{answer.question}: ", (" ".join(filter(None, (answer.variant, answer.figure))), "bold"))
         console.print(line.append(f" ({answer.reason})", "dim"))
-    counts = count_verdicts(results)
-    if counts:
+    if entries := tally(results):
         line = Text("Claims and baselines: ")
-        for place, (status, count) in enumerate(counts.items()):
-            sign, tone = sign_of(status)
-            line.append(", " if place else "").append(f"{sign} {count} {status}", _TONES[tone])
+        for place, entry in enumerate(entries):
+            line.append(", " if place else "").append(str(entry), _TONES[entry.tone])
         console.print(line)
     for failure in results.failures:
         where = f"{failure.get('variant') or 'the run'}, {failure.get('stage') or 'unknown stage'}"

@@ -10,7 +10,8 @@ from typing import Any
 from optsd.files import write_atomically
 from optsd.judge.verdicts import FAILING
 from optsd.records import Results, Verdict, Workload
-from optsd.report.findings import answers, count_verdicts, disturbances, missing, set_apart, sign_of
+from optsd.report.findings import answers, missing, said_first
+from optsd.report.judged import judged_nothing, set_apart, sign_of, tally
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
 _FAILING = (*FAILING, "differs")
@@ -65,7 +66,7 @@ def proof_lines(proof: Mapping[str, Any]) -> list[str]:
 
 def table_md(results: Results) -> str:
     """The main table with every quality column, the reasons for each `-`, and every verdict."""
-    parts = [f"Workload: {escape(describe(results.workload))}", *map(escape, disturbances(results)), _figures(results)]
+    parts = [f"Workload: {escape(describe(results.workload))}", *map(escape, said_first(results)), _figures(results)]
     here, elsewhere = set_apart(results.verdicts)
     if here:
         rows = [
@@ -90,11 +91,9 @@ def summary_md(results: Results) -> str:
     parts.append(escape(describe(results.workload)))
     said = [(row.question, " ".join(filter(None, (row.variant, row.figure))), row.reason) for row in answers(results)]
     parts.append("\n".join(f"- **{escape(name)}:** {escape(text)} ({escape(why)})" for name, text, why in said))
-    counts = count_verdicts(results)
-    if counts:
-        listed = ", ".join(f"{sign_of(status)[0]} {count} {escape(status)}" for status, count in counts.items())
-        parts.append(f"Claims and baselines: {listed}")
-    parts += map(escape, disturbances(results))
+    if entries := tally(results):
+        parts.append(f"Claims and baselines: {escape(', '.join(map(str, entries)))}")
+    parts += map(escape, [*judged_nothing(results), *said_first(results)])
     parts.append("\n".join(_failed(row) for row in results.verdicts if row.status in _FAILING))
     parts.append(_figures(results))
     gaps = missing(results)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from optsd.records import Verdict
 from optsd.report import page, text
-from optsd.report.findings import set_apart
+from optsd.report.judged import set_apart
 from optsd.report.tables import all_variants
 
 WHY = "model shapes instead of sd15, device cpu instead of cuda"

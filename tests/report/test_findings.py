@@ -1,7 +1,7 @@
 import dataclasses
 
-from optsd.records import Measurement, Verdict
-from optsd.report.findings import answers, count_verdicts, disturbances, missing, sign_of
+from optsd.records import Measurement
+from optsd.report.findings import ESTIMATED, answers, disturbances, missing, said_first
 
 
 def with_retention(results, kept: dict[str, float]):
@@ -32,6 +32,54 @@ def test_nothing_is_recommended_without_quality(make_results):
 def test_nothing_is_recommended_when_every_fast_variant_loses_too_much(results):
     first = answers(with_retention(results, dict.fromkeys(results.variants, 0.5)))[0]
     assert (first.variant, first.figure) == ("", "none")
+
+
+def of_shapes(results, variant, low, high=1.0, pictures=200, exact=False):
+    """The run with one judged metric, whose retention has an interval over so many pictures."""
+    kept = Measurement(variant, "objects_right_retention", "fraction", 0.98, low, high)
+    rows = tuple(row for row in results.measurements if not row.metric.endswith("_retention"))
+    images = tuple({"variant": variant, "file": f"{number}.png"} for number in range(pictures))
+    techniques = tuple(dataclasses.replace(row, exact=exact) for row in results.techniques)
+    return dataclasses.replace(results, measurements=(*rows, kept), images=images, techniques=techniques)
+
+
+def test_quality_that_the_pictures_do_not_show_to_be_kept_is_said_to_be_kept_by_its_figures(results):
+    doubtful = answers(of_shapes(results, "int8", 0.946, pictures=32))[0]
+    assert doubtful.variant == "int8"
+    assert "is kept by its figures; 32 pictures do not show it: objects right: 98.0" in doubtful.reason
+    assert "(94.6" in doubtful.reason
+    for low in (0.96, None):  # thirty equal pictures have an interval of no width
+        few = answers(of_shapes(results, "int8", low, pictures=94))[0]
+        assert "94 pictures do not show it, which takes 95 or more" in few.reason
+    shown = answers(of_shapes(results, "int8", 0.96, pictures=95))[0]
+    assert "do not show it" not in shown.reason
+    assert "by the whole intervals; least of objects right: 98.0" in shown.reason
+    exact = answers(of_shapes(results, "flash", 0.9, pictures=3, exact=True))[0]
+    assert "exact by its mathematics" in exact.reason
+
+
+def test_variants_that_may_be_as_fast_are_named(results):
+    everywhere = dict.fromkeys(results.variants, 0.99)
+    alone = answers(with_retention(results, everywhere))[0]
+    assert (alone.variant, "int8+flash" in alone.reason) == ("int8+flash+kvcache", True)
+    assert "sdpa" not in alone.reason
+
+    def as_wide(row):
+        return dataclasses.replace(row, low=1.01, high=3.0) if row.metric == "speedup" else row
+
+    wide = dataclasses.replace(results, measurements=tuple(map(as_wide, results.measurements)))
+    first = answers(with_retention(wide, everywhere))[0]
+    assert first.reason.endswith("a tie, by the intervals, with int8+flash, int8, int4+flash, 6 more")
+    assert "a tie" in answers(with_retention(wide, {}))[-2].reason  # the fastest whatever its quality has them too
+
+    def as_narrow(row):
+        return dataclasses.replace(row, low=row.value, high=row.value) if row.metric == "speedup" else row
+
+    narrow = dataclasses.replace(results, measurements=tuple(map(as_narrow, results.measurements)))
+    assert "a tie" not in answers(with_retention(narrow, everywhere))[0].reason
+    # One that loses quality is no alternative to one that does not.
+    kept = {variant: 0.94 if variant == "int8+flash" else 0.99 for variant in results.variants}
+    assert "int8+flash," not in answers(with_retention(wide, kept))[0].reason
 
 
 def with_speedup(results, value: float, low: float | None):
@@ -76,15 +124,6 @@ def test_a_run_that_was_cut_off_says_everything_that_it_lacks(cut_off):
     assert "No pictures" in said
 
 
-def test_verdicts_are_counted_worst_first_and_unknown_ones_kept(results):
-    odd = Verdict("int8", "speedup", "puzzling", 1.0, 1.0, "", "somewhere")
-    counts = count_verdicts(dataclasses.replace(results, verdicts=(odd, *results.verdicts)))
-    assert next(iter(counts)) == "missed"
-    assert counts["puzzling"] == 1
-    assert sum(counts.values()) == len(results.verdicts) + 1
-    assert sign_of("puzzling") == ("?", "unknown")
-
-
 def test_a_run_that_met_others_says_so(results):
     busy = dataclasses.replace(results, machine={**results.machine, "load": {"others_cpu_share": 0.4}})
     assert disturbances(busy) == ["Others used 40% of the CPU while this was measured."]
@@ -105,3 +144,12 @@ def test_a_run_that_met_others_says_so(results):
     (told,) = disturbances(dataclasses.replace(results, measurements=rows))
     assert told == "A round of int8 took 11 times its median (variants with one: 1)."
     assert disturbances(results) == []
+
+
+def test_an_estimate_measured_nothing_that_others_could_disturb(results):
+    workload = dataclasses.replace(results.workload, device="estimate:a100")
+    busy = {**results.machine, "load": {"others_cpu_share": 0.68}}
+    estimated = dataclasses.replace(results, machine=busy, workload=workload)
+    assert disturbances(estimated) == []
+    assert said_first(estimated) == [ESTIMATED]
+    assert said_first(dataclasses.replace(results, machine=busy)) != []

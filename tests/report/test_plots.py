@@ -2,14 +2,16 @@ import dataclasses
 import re
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.records import Measurement
-from optsd.report.drawing import COLOURS
-from optsd.report.plots import chain_to_fastest, draw_all
+from optsd.report.drawing import COLOURS, STYLE
+from optsd.report.plots import chain_to_fastest, draw_all, memory_saved, speedups, stages
 from optsd.report.runs import prepare, style_of
+from optsd.report.tables import figure
 from optsd.report.tradeoffs import front
 
 
@@ -56,11 +58,70 @@ def test_the_files_are_a_png_and_a_standalone_svg_without_a_date(drawings):
         assert COLOURS["ink"] in drawing.svg
 
 
-def test_stages_are_shares_of_an_image_and_say_so(drawings, results):
-    words = drawings["stages"].words
-    step = results.get("baseline", "unet_step_s")
-    seconds = sum(step.samples) / results.workload.batch_size
-    assert f"denoiser step {seconds:.3f}" in words
+def with_rows(results, change):
+    return dataclasses.replace(results, measurements=tuple(map(change, results.measurements)))
+
+
+def draw(plot, results):
+    with mpl.rc_context(STYLE):
+        return plot(prepare(results))
+
+
+def ends_of_bars(drawing) -> dict[str, tuple[float, float]]:
+    """Of each variant where its bars end, and where its mark is, in the drawing's own units."""
+    bars, marks = {}, {}
+    for element in ElementTree.fromstring(drawing.inline).iter():
+        number = element.get("data-variant")
+        for part in element.iter() if number else ():
+            if part.tag.endswith("path") and element.get("class") != "point" and " L " in (d := part.get("d", "")):
+                bars.setdefault(number, []).extend(map(float, re.findall(r"[ML] (\S+) \S+", d)))
+            if part.tag.endswith("use") and element.get("class") == "point":
+                marks[number] = float(part.get("x"))
+    return {number: (max(bars[number]), mark) for number, mark in marks.items()}
+
+
+@pytest.mark.parametrize("slower", [0.4, 3.0])
+def test_stages_fill_the_whole_that_was_measured_however_slow_their_own_pass_was(results, slower):
+    def timed_apart(row):
+        if row.metric not in ("text_encoder_s", "unet_step_s", "vae_decode_s"):
+            return row
+        samples = tuple(reading * slower for reading in row.samples)
+        return dataclasses.replace(row, value=row.value * slower, samples=samples)
+
+    drawn = draw(stages, with_rows(results, timed_apart))
+    ends = ends_of_bars(drawn)
+    assert len(ends) == len(results.variants)
+    assert all(end == pytest.approx(mark, abs=0.7) for end, mark in ends.values())
+    assert "a pass of their own" in drawn.svg
+    shares = [float(share) for share in re.findall(r"([\d.]+)\N{NO-BREAK SPACE}% \(", drawn.words.split(";")[1])]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    seconds = slower * sum(results.get("baseline", "unet_step_s").samples) / results.workload.batch_size
+    assert f"({figure(seconds, 's')} in its own pass)" in drawn.words
+
+
+def test_of_a_variant_that_lacks_a_stage_no_shares_are_drawn(results):
+    rows = [row for row in results.measurements if (row.variant, row.metric) != ("int8", "vae_decode_s")]
+    drawn = draw(stages, dataclasses.replace(results, measurements=tuple(rows)))
+    assert "int8:" not in drawn.words
+    assert len(ends_of_bars(drawn)) == len(results.variants) - 1
+
+
+def test_a_claim_about_another_workload_is_not_drawn_beside_a_figure(results):
+    assert "Speedup, measured and claimed" in draw(speedups, results).svg
+    elsewhere = tuple(dataclasses.replace(row, status="not comparable") for row in results.verdicts)
+    for plot in (speedups, memory_saved):
+        drawn = draw(plot, dataclasses.replace(results, verdicts=elsewhere))
+        assert "claimed" not in drawn.svg + drawn.inline + drawn.words
+    one = next(row for row in results.verdicts if row.metric == "speedup" and row.status == "reproduced")
+    drawn = draw(speedups, dataclasses.replace(results, verdicts=(*elsewhere, one)))
+    assert drawn.words.count("; claimed ") == 1
+
+
+def test_the_waterfall_says_that_its_seconds_are_of_the_speedups(drawings, results):
+    assert "÷ each speedup" in drawings["waterfall"].svg
+    last = chain_to_fastest(prepare(results))[-1]
+    seconds = results.get("baseline", "latency_s").value / results.get(last, "speedup").value
+    assert f"{last} {seconds:.3f}" in drawings["waterfall"].words
 
 
 def test_the_waterfall_goes_through_measured_subsets(results):
