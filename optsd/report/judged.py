@@ -67,13 +67,22 @@ class Tally:
 
 
 def tally(results: Results) -> list[Tally]:
-    """The verdicts by status, worst first; the claims that no implementation can reach; how many were judged at all."""
+    """The verdicts by status, worst first; the claims that no implementation can reach; how many were judged at all.
+
+    A claim and a recorded figure are not comparable for different reasons, so that these are counted apart.
+    """
     rows = [row for row in results.verdicts if not is_noise_floor(row)]
     counts, claims = count_verdicts(rows), [row for row in rows if is_claim(row)]
     beyond = sum(row.get("status") == UNATTAINABLE for row in results.bounds)
     if beyond:  # the bounds have all of them, the verdicts those that were not measured to hold
         counts.pop(UNATTAINABLE, None)
-    found = [Tally(*sign_of(status), count, status) for status, count in counts.items()]
+    found = []
+    for status, count in counts.items():
+        of_claims = sum(row.status == status for row in claims)
+        parts = [(of_claims, f"claims {status}"), (count - of_claims, f"recorded figures {status}")]
+        if status != "not comparable" or not all(part for part, _ in parts):
+            parts = [(count, status)]
+        found += [Tally(*sign_of(status), *part) for part in parts]
     if beyond:
         found.append(Tally(*sign_of(UNATTAINABLE), beyond, f"{UNATTAINABLE} by their bound"))
     if claims:

@@ -185,8 +185,7 @@ def waterfall(run: Run) -> Drawing | None:
     title = "From the baseline to the fastest combination"
     axes.set_title(title)
     axes.set_xlabel(
-        "seconds an image: the baseline's ÷ each speedup, which is of\n"
-        "rounds side by side; the table has medians of all rounds"
+        "seconds an image: the baseline's ÷ the speedup of rounds\nside by side, which need not be the table's median"
     )
     axes.grid(False, axis="y")
     steps = ", ".join(f"{variant} {figure(value, 's')}" for variant, value in zip(chain, seconds, strict=True))

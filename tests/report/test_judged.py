@@ -57,6 +57,10 @@ def test_the_noise_floor_is_no_claim_and_every_claim_is_accounted_for(results):
     absent = dataclasses.replace(FOREIGN[1], status="not measured")
     run = dataclasses.replace(results, verdicts=(judged, absent, *FOREIGN, recorded("ok"), FLOOR))
     assert [str(entry) for entry in tally(run)][-1] == "1 of 5 claims judged here"
+    run = dataclasses.replace(results, verdicts=(*FOREIGN, recorded("not comparable")))
+    assert [str(entry) for entry in tally(run)] == [
+        "≠ 3 claims not comparable", "≠ 1 recorded figures not comparable", "0 of 3 claims judged here",
+    ]  # fmt: skip
     assert tally(dataclasses.replace(results, verdicts=(FLOOR,))) == []
 
 
