@@ -152,6 +152,11 @@ SLOW_CLOCK = 0.75
 """Of a GPU's highest clock: nvbench throws a trial away below this share."""
 
 
+def found_out(results: Results) -> str:
+    """The word over a run's own figures: of an estimate nothing was measured."""
+    return "estimated" if results.workload.is_estimate else "measured"
+
+
 def said_first(results: Results) -> list[str]:
     """What stands above the figures."""
     return [ESTIMATED] if results.workload.is_estimate else disturbances(results)

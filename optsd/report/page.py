@@ -17,7 +17,7 @@ from optsd.files import write_atomically
 from optsd.records import Measurement, Results, Verdict
 from optsd.report import judged, pictures
 from optsd.report.drawing import Drawing
-from optsd.report.findings import answers, disturbances, missing
+from optsd.report.findings import answers, disturbances, found_out, missing
 from optsd.report.tables import all_variants, figure, index, interval, metric_of, overview
 from optsd.report.text import describe, in_words
 
@@ -68,6 +68,7 @@ def render(results: Results, drawings: Sequence[Drawing], folder: Path) -> str:
         asides=dict.fromkeys(cell.aside for column in table.columns for cell in column.cells if cell.aside),
         machine=in_words(results.machine),
         bounds=sorted(map(_bound, results.bounds), key=lambda item: item["rank"]),
+        found_out=found_out(results),
         estimated=results.workload.is_estimate,
         sections={
             name: [(drawing, Markup(drawing.inline)) for drawing in drawings if drawing.section == name]

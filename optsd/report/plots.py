@@ -9,6 +9,7 @@ import matplotlib as mpl
 from optsd.files import write_atomically
 from optsd.records import Results
 from optsd.report.drawing import COLOURS, STYLE, Drawing, finish, new_figure, printable
+from optsd.report.findings import found_out
 from optsd.report.judged import is_claim
 from optsd.report.runs import Run, prepare, said, style_of
 from optsd.report.tables import figure, metric_of, scale_for
@@ -73,7 +74,7 @@ def _against_claims(run: Run, name: str, file: str) -> Drawing | None:
         axes.plot(value, place, "o", markersize=6, color=colour, gid=f"point-{number}", zorder=3)
         labels[f"point-{number}"] = f"{variant}: {said(rows[0])}{told}"
     axes.axvline(1 if name == "speedup" else 0, color=COLOURS["muted"], linewidth=1, zorder=1)
-    title = f"{metric_of(name).label.capitalize()}, measured{' and claimed' if drawn else ''}"
+    title = f"{metric_of(name).label.capitalize()}, {found_out(run.results)}{' and claimed' if drawn else ''}"
     axes.set_title(title)
     unit = "× the baseline" if name == "speedup" else f"{scale.unit} of the baseline's peak"
     axes.set_xlabel(f"{unit}; the bar is the 95 % interval" if any(r[0].low is not None for _, _, r in found) else unit)
@@ -184,9 +185,8 @@ def waterfall(run: Run) -> Drawing | None:
     axes.set_xlim(0, max(seconds) * 1.22)
     title = "From the baseline to the fastest combination"
     axes.set_title(title)
-    axes.set_xlabel(
-        "seconds an image: the baseline's ÷ the speedup of rounds\nside by side, which need not be the table's median"
-    )
+    paired = ": the baseline's ÷ the speedup of rounds\nside by side, which need not be the table's median"
+    axes.set_xlabel(f"seconds an image{'' if run.results.workload.is_estimate else paired}")
     axes.grid(False, axis="y")
     steps = ", ".join(f"{variant} {figure(value, 's')}" for variant, value in zip(chain, seconds, strict=True))
     return finish(page, "waterfall", "speed", title, f"{title}: {steps}.", labels)

@@ -10,7 +10,7 @@ from typing import Any
 from optsd.files import write_atomically
 from optsd.judge.verdicts import FAILING
 from optsd.records import Results, Verdict, Workload
-from optsd.report.findings import answers, missing, said_first
+from optsd.report.findings import answers, found_out, missing, said_first
 from optsd.report.judged import judged_nothing, set_apart, sign_of, tally
 from optsd.report.tables import Cell, Column, figure, metric_of, overview
 
@@ -76,7 +76,7 @@ def table_md(results: Results) -> str:
             ]
             for row in here
         ]  # fmt: skip
-        heads = ["status", "variant", "metric", "measured", "expected", "tolerance", "source", "note"]
+        heads = ["status", "variant", "metric", found_out(results), "expected", "tolerance", "source", "note"]
         parts.append(_table(heads, rows, "lllrrlll"))
     parts.append("\n".join(f"- ≠ {escape(f'{told}: {why}')}" for told, why in elsewhere))
     if results.bounds and elsewhere:
@@ -94,7 +94,7 @@ def summary_md(results: Results) -> str:
     if entries := tally(results):
         parts.append(f"Claims and baselines: {escape(', '.join(map(str, entries)))}")
     parts += map(escape, [*judged_nothing(results), *said_first(results)])
-    parts.append("\n".join(_failed(row) for row in results.verdicts if row.status in _FAILING))
+    parts.append("\n".join(_failed(row, found_out(results)) for row in results.verdicts if row.status in _FAILING))
     parts.append(_figures(results))
     gaps = missing(results)
     if gaps:
@@ -158,9 +158,9 @@ def _table(heads: list[str], rows: list[list[str]], sides: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _failed(row: Verdict) -> str:
+def _failed(row: Verdict, found_out: str) -> str:
     measured, expected = _value(row.measured, row.metric), _value(row.expected, row.metric)
-    text = f"{row.variant}, {metric_of(row.metric).label}: {row.status}, {measured} measured, {expected} expected"
+    text = f"{row.variant}, {metric_of(row.metric).label}: {row.status}, {measured} {found_out}, {expected} expected"
     return f"- {sign_of(row.status)[0]} {escape(text)}"
 
 

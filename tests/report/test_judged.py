@@ -115,7 +115,10 @@ def test_recorded_figures_are_expected_and_not_claimed(results, tmp_path):
 def test_an_estimate_says_so_first_wherever_it_is_read(results, tmp_path):
     workload = dataclasses.replace(results.workload, device="estimate:a100")
     busy = {**results.machine, "load": {"others_cpu_share": 0.68}}
-    run = dataclasses.replace(results, machine=busy, workload=workload)
+    run = dataclasses.replace(results, machine=busy, workload=workload, verdicts=(recorded("regressed"),))
+    assert "regressed, 1.00× estimated, 1.20× expected" in text.summary_md(run)
+    assert "| metric | estimated | expected |" in text.table_md(run)
+    assert ">estimated</button>" in page.render(run, [], tmp_path)
     for shown in (text.table_md(run), text.summary_md(run), page.render(run, [], tmp_path), printed(run)):
         assert "of the CPU while this was measured" not in shown
         assert "nothing was run" in shown.lower()

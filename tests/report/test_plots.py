@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optsd.records import Measurement
 from optsd.report.drawing import COLOURS, STYLE
-from optsd.report.plots import chain_to_fastest, draw_all, memory_saved, speedups, stages
+from optsd.report.plots import chain_to_fastest, draw_all, memory_saved, speedups, stages, waterfall
 from optsd.report.runs import prepare, style_of
 from optsd.report.tables import figure
 from optsd.report.tradeoffs import front
@@ -119,6 +119,10 @@ def test_a_claim_about_another_workload_is_not_drawn_beside_a_figure(results):
 
 def test_the_waterfall_says_that_its_seconds_are_of_the_speedups(drawings, results):
     assert "÷ the speedup of rounds" in drawings["waterfall"].svg
+    workload = dataclasses.replace(results.workload, device="estimate:a100")
+    estimated = dataclasses.replace(results, workload=workload)
+    assert "rounds" not in draw(waterfall, estimated).svg
+    assert draw(speedups, estimated).title.startswith("Speedup, estimated")
     last = chain_to_fastest(prepare(results))[-1]
     seconds = results.get("baseline", "latency_s").value / results.get(last, "speedup").value
     assert f"{last} {seconds:.3f}" in drawings["waterfall"].words
