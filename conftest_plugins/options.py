@@ -275,7 +275,8 @@ def pytest_runtestloop(session: pytest.Session) -> None:
                     parse(name)
     # Who cancels a job ends it so: what was measured is kept, and what was started is ended, as on Ctrl-C.
     with contextlib.suppress(ValueError):  # in another thread than the first
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        session.config.add_cleanup(lambda: signal.signal(signal.SIGTERM, before))
 
 
 def resolve(config: pytest.Config) -> Workload:

@@ -67,7 +67,9 @@ def quantized(launches: int = 20) -> list[Entry]:
 def test_what_is_counted_is_recorded_and_gated_to_the_last_one(project):
     result = project("--expected-update", entries=quantized())
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["recorded 8 figures in *estimate-a100.json: look at the difference, commit it*"])
+    result.stdout.fnmatch_lines(
+        ["recorded 8 figures in *estimate-a100.json", "RECORDED 8 figures: *status 1 on purpose"]
+    )
     folder = project.path / "expected" / "ledgers" / "estimate-a100"
     assert [file.name for file in folder.rglob("*.tsv")] == ["int8.tsv"]
     assert project("--gate", entries=quantized()).ret == 0
@@ -106,6 +108,8 @@ def test_other_libraries_are_not_compared_and_another_attention_kernel_is(projec
     project.versions["torch"] = "2.16.0"
     result = project("--gate", entries=quantized())
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["--gate judged nothing: not comparable, torch 2.16.0 instead of 2.15.0"])
+    result.stdout.fnmatch_lines(
+        ["GATE FAILED: nothing could be judged: *torch 2.16.0 instead of 2.15.0; record again with *"]
+    )
     found = Results.read(project.path / "reports" / "latest" / "results.json")
     assert {row.status for row in found.verdicts} == {"not comparable"}

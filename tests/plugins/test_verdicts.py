@@ -224,7 +224,9 @@ def record(project, **bench):
 def test_recording_writes_the_file_and_still_fails(project):
     result = record(project)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["recorded 3 figures in *test-2-cores.json: look at the difference, commit it*"])
+    result.stdout.fnmatch_lines(
+        ["recorded 3 figures in *test-2-cores.json", "RECORDED 3 figures: *status 1 on purpose"]
+    )
     assert read_baselines(project.baselines).runs[0].row("int8", "speedup").value == 1.4
 
 
@@ -292,7 +294,9 @@ def test_a_gate_on_another_torch_judges_nothing(project):
     project.baselines.write_text(project.baselines.read_text().replace('"2.15"', '"2.11"'))
     result = project.run("bench", "--variant=int8", "--gate")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["--gate judged nothing: not comparable, torch 2.15 instead of 2.11"])
+    result.stdout.fnmatch_lines(
+        ["GATE FAILED: nothing could be judged: *torch 2.15 instead of 2.11; record again with *"]
+    )
 
 
 def test_a_damaged_baseline_stops_a_gate_before_it_runs(project):
