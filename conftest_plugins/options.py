@@ -5,8 +5,9 @@ import importlib.util
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -276,7 +277,11 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     # Who cancels a job ends it so: what was measured is kept, and what was started is ended, as on Ctrl-C.
     with contextlib.suppress(ValueError):  # in another thread than the first
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        session.config.add_cleanup(lambda: signal.signal(signal.SIGTERM, before))
+        session.config.add_cleanup(partial(_handle_sigterm, before))
+
+
+def _handle_sigterm(how: Any) -> None:
+    signal.signal(signal.SIGTERM, how)
 
 
 def resolve(config: pytest.Config) -> Workload:

@@ -87,7 +87,7 @@ def techniques(bits: int) -> Iterator[tuple[str, Alone]]:
         if inside:
             keep = tuple(name for name in names if name not in inside)
             own = (Rule(pattern, f"int{bits}"),) if usual(pattern, f"int{bits}") != f"int{bits}" else ()
-            yield kind, Alone(technique(own, keep, between="same"))
+            yield kind, Alone(technique(own, keep=keep, between="same"))
     yield "the UNet, but for what is kept by default", Alone(technique(between="same"))
     yield "the same, bfloat16 between the layers where that is faster", Alone(technique())
     yield "the whole UNet", Alone(technique(keep=(), between="same"))

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ class OneByOne:
 def keep_others_right(module: nn.Module) -> None:
     """Others' methods that read the weights of all layers, so that what they make of quantized ones is right."""
     module.save_pretrained = SavedPlain(module)  # type: ignore[assignment]
-    module.state_dict = Described(module)  # type: ignore[assignment]
+    module.state_dict = Described(module)  # type: ignore[method-assign]
     if hasattr(type(module), "fuse_qkv_projections"):
         module.fuse_qkv_projections = FusedQuantized(module)  # type: ignore[assignment]
 
@@ -230,7 +230,7 @@ class WithWeights(OrderedDict[str, Tensor]):
             except AttributeError:
                 continue
             if kind == "weight" and isinstance(found, QuantizedLayer):
-                return found.weight
+                return cast("Tensor", found.weight)
         raise KeyError(name)
 
 
