@@ -13,7 +13,8 @@ from optsd.quality.sensitivity import ENDS, techniques
 def test_each_row_quantizes_its_kind_alone_in_its_bits(bits: int) -> None:
     rows = dict(techniques(bits))
     patterns = ENDS | anatomy.KINDS
-    assert [*rows][: len(patterns)] == [kind for kind in patterns if kind in rows]
+    known = [kind for kind in patterns if kind in rows]  # a UNet has not all kinds
+    assert [*rows][: len(known)] == known
     for kind in ("last convolution", "shortcut convolutions"):
         pipe = optsd.load("shapes", "cpu")
         patch = rows[kind].technique.apply(pipe)
