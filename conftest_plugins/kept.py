@@ -13,7 +13,7 @@ from .quality import image_count
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("optsd verdicts").addoption(
+    parser.getgroup("optsd verdicts", "what is expected, and what fails a run").addoption(
         "--quality",
         type=float,
         metavar="SHARE",

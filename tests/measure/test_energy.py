@@ -63,6 +63,7 @@ def test_no_counter_is_no_figure(package, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(PermissionError()))
     with pytest.raises(Unsupported, match=r"energy_uj may not be read; let yourself read it: sudo chmod a\+r"):
         read("cpu")
+    monkeypatch.setattr("optsd.measure.gpus.joules", lambda device: None)
     with pytest.raises(Unsupported, match="cuda:0 has no counter of joules of its own"):
         read("cuda:0")
 

@@ -241,7 +241,7 @@ def test_photographs_go_through_every_metric_that_lacks_no_weights(shared: Path)
         assert values == sorted(values)
         assert len(set(values)) == 3
     missing = {row.metric: row.note for row in steps[1] if row.value is None and not row.metric.endswith("_retention")}
-    assert set(missing) == {"fid", "kid", "is", "clip"}
+    assert set(missing) == {"fid", "kid", "is", "precision", "recall", "clip"}
     assert "needs weights-inception-2015-12-05-6726825d.pth" in missing["fid"]
     assert "run `optsd coco fetch clip`" in missing["clip"]
 
