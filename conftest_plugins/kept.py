@@ -7,8 +7,9 @@ from optsd.errors import BadInput, OptsdError
 from optsd.judge.kept import ERROR, fewest, judge_kept
 from optsd.records import Results, Verdict
 from optsd.tune.request import judged_by
+from optsd.variants import parse
 
-from .options import VARIANTS
+from .options import SUBJECTS, VARIANTS
 from .quality import image_count
 
 
@@ -41,5 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def judged(config: pytest.Config, results: Results) -> tuple[Verdict, ...]:
     """The verdicts on every variant and subject of this run."""
     metric = judged_by(models.check(config.getoption("--model")))
-    variants = config.stash[VARIANTS]
-    return judge_kept(results, metric, config.getoption("--quality"), variants, config.getoption("--seeds"))
+    variants, share, seeds = config.stash[VARIANTS], config.getoption("--quality"), config.getoption("--seeds")
+    # By their names: a run of quality alone does not look at what a technique has changed.
+    exact = [name for name in variants if name not in config.stash[SUBJECTS] and parse(name).exact]
+    return judge_kept(results, metric, share, variants, exact, seeds)

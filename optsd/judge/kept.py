@@ -8,7 +8,7 @@ answer is about: all that is assumed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,14 +52,13 @@ def score(metric: str, readings: "np.ndarray") -> "np.ndarray":
 
 
 def judge_kept(
-    results: Results, metric: str, asked: float, variants: Iterable[str], seeds: int = 1
+    results: Results, metric: str, asked: float, variants: Iterable[str], exact: Collection[str] = (), seeds: int = 1
 ) -> tuple[Verdict, ...]:
     """Does each variant keep the share `asked` of the baseline's mean score? A prompt's seeds are averaged first.
 
-    One that is exact by its mathematics keeps it unless the pictures say otherwise.
+    Those of `exact`, by their mathematics, keep it unless the pictures say otherwise.
     """
     theirs = results.get("baseline", metric)
-    exact = {technique.variant for technique in results.techniques if technique.exact}
     found = []
     for variant in variants:
         if variant == "baseline":
