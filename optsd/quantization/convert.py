@@ -208,16 +208,18 @@ class Described:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         found = self.whole(*args, **kwargs)
-        return found if args or kwargs.get("destination") is not None else WithWeights(found, self.module)
+        if args or kwargs.get("destination") is not None:
+            return found
+        known = WithWeights(found)
+        known.module, known._metadata = self.module, found._metadata  # torch's, with the versions of layers
+        return known
 
 
 class WithWeights(OrderedDict[str, Tensor]):
-    """A state dictionary that computes the weights of quantized layers where it is asked for one."""
+    """A state dictionary that computes the weights of quantized layers where it is asked for one. A copy does not."""
 
-    def __init__(self, found: Any, module: nn.Module) -> None:
-        super().__init__(found)
-        self._metadata = getattr(found, "_metadata", None)  # of torch's, with the versions of layers
-        self._module = module
+    module: nn.Module | None = None
+    _metadata: Any = None
 
     def __reduce__(self) -> Any:
         return OrderedDict, (list(self.items()),)
@@ -226,7 +228,7 @@ class WithWeights(OrderedDict[str, Tensor]):
         place, _, kind = name.rpartition(".")
         for layer in (place, f"{place}.{anatomy.ADAPTED}"):
             try:
-                found = self._module.get_submodule(layer)
+                found = self.module.get_submodule(layer) if self.module is not None else None
             except AttributeError:
                 continue
             if kind == "weight" and isinstance(found, QuantizedLayer):

@@ -303,4 +303,8 @@ def test_a_state_dictionary_knows_the_weights_and_does_not_hold_them(small_unet,
         with pytest.raises(KeyError, match=re.escape(absent)):
             found[absent]
     assert type(pickle.loads(pickle.dumps(found))) is OrderedDict  # noqa: S301 - its own
+    for made in (found.copy(), copy.copy(found), copy.deepcopy(found), found | {}, OrderedDict(found)):
+        assert made.keys() == found.keys()
+        with pytest.raises(KeyError):
+            made[f"{place}.weight"]
     assert {*found} == {*copy.deepcopy(unet).state_dict()}
