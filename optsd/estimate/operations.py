@@ -80,7 +80,8 @@ def _quantized_layer(x: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
 
 
 @rule("optsd::quantize", "optsd::geglu", "optsd::group_norm_silu")
-@rule("optsd::int8_rows", "optsd::int8_ranges", "optsd::int8_integers")
+@rule("optsd::channel_moments", "optsd::group_scales", "optsd::scaled")
+@rule("optsd::int8_rows", "optsd::int8_ranges", "optsd::int8_pictures", "optsd::int4_integers")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0
 

@@ -173,12 +173,26 @@ class Tracer(TorchDispatchMode):
             self._allocate(tensor, "input")
         for tensor in outputs:
             self._allocate(tensor, name)
+        if name == "aten::convolution" and (scratch := self._turned(inputs[0], outputs[0])) is not None:
+            self._allocate(scratch, "cudnn::workspace")
+            del scratch
         if "softmax" in name:
             self._scores.update(_score_key(tensor.shape) for tensor in (*inputs, *outputs))
         is_view = not function._schema.is_mutable and all(_key(tensor) in known for tensor in outputs)
         if self._started and outputs and not is_view:
             self._record(function, name, args, kwargs, output, outputs)
         return output
+
+    def _turned(self, x: Tensor, out: Tensor) -> Tensor | None:
+        """What cuDNN takes besides: a copy of a picture in half precision, and of the result, with channels last.
+
+        Its tensor-core kernels want that order. Measured on an H200: 0.6 GB at the end of SD v1.5's decoder.
+        """
+        is_half = self.device_type == "cuda" and x.dtype in (torch.float16, torch.bfloat16)
+        if not is_half or x.ndim != 4 or x.is_contiguous(memory_format=torch.channels_last):
+            return None
+        with self.paused():
+            return x.new_empty(x.nbytes + out.nbytes, dtype=torch.int8)
 
     def _host_value(self, function: Any, args: tuple, kwargs: dict) -> Any:
         """The result of an operation on the host's own tensors (timesteps, token ids), which are real in an estimate

@@ -101,7 +101,7 @@ def load(
         elif source.name in RANDOM:
             from optsd.models import published
 
-            pipe = published.random(RANDOM[source.name], number_type)
+            pipe = published.random(RANDOM[source.name], number_type, place)
         else:
             from optsd.models import pipelines
 

@@ -219,25 +219,26 @@ RANDOM = {f"{name}-random": name for name in BUILDERS if name != "dit"}  # which
 """The models with random weights, by the names that `--model` takes."""
 
 
-def random(name: str, dtype: "torch.dtype", seed: int = 0) -> Any:
-    """The pipeline of that name with seeded random weights, on the CPU, built in the wanted type: once the memory.
+def random(name: str, dtype: "torch.dtype", device: "torch.device | str" = "cpu", seed: int = 0) -> Any:
+    """The pipeline of that name with seeded random weights, built on the device in the wanted type: once the memory.
 
-    Tokenizers know bytes or letters only: no text means anything to random weights, but a prompt's tokens cost what
-    they cost. Raises Unsupported, before it allocates anything, where the weights do not fit into the free memory.
+    Each kind of device has numbers of its own. Tokenizers know bytes or letters only: no text means anything to random
+    weights, but a prompt's tokens cost what they cost. Raises Unsupported, before it allocates anything, where the
+    weights do not fit into the free memory.
     """
     import torch
 
-    before = torch.get_default_dtype()
+    place, before = torch.device(device), torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        needed, free = _weight_bytes(name), _free_bytes()
+        needed, free = _weight_bytes(name), _free_bytes(place)
         if needed > free:
             raise Unsupported(
                 f"the weights of {name} take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
                 f"and {free / 1e9:.1f} GB of memory are free",
                 "choose --dtype bfloat16, a smaller model, or --device estimate:a100",
             )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([place] if place.type == "cuda" else []), place:
             torch.manual_seed(seed)
             pipe = BUILDERS[name]()
     finally:
@@ -263,10 +264,13 @@ def _weight_bytes(name: str) -> int:
     )
 
 
-def _free_bytes() -> int:
-    """What the system, and the limit that a container sets, leave to this process."""
+def _free_bytes(place: "torch.device") -> int:
+    """What the GPU has left; of the CPU's memory what the system, and the limit that a container sets, leave."""
     import psutil
+    import torch
 
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info(place)[0]
     free = psutil.virtual_memory().available
     limits = [Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current")]
     try:

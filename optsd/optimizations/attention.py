@@ -65,8 +65,9 @@ class Sdpa:
 class Flash:
     """Attention through a flash kernel (Dao et al., 2022), which never builds the score matrix, or an error.
 
-    The `flash-attn` package serves where it is installed and the GPU can run it, torch's own flash kernel elsewhere,
-    on the CPU too. Attention that neither can serve raises `Unsupported`, when it is applied or when it runs.
+    The `flash-attn` package serves where it is installed and the GPU can run it, else cuDNN's on Hopper and torch's own
+    elsewhere; on the CPU this project's. Attention that none can serve raises `Unsupported`, when it is applied or when
+    it runs.
     """
 
     name: str = "flash"
@@ -82,7 +83,10 @@ class Flash:
         return before_attention(pipe, self.name, Attend(KernelProcessor(kernel), kernel))
 
 
-FLASH_KERNELS: tuple[Kernel, ...] = (kernels.FlashAttnPackage(), kernels.CpuFlash(), kernels.Flash())
+FLASH_KERNELS: tuple[Kernel, ...] = (
+    *(kernels.FlashAttnPackage(), kernels.CpuFlash()),
+    *(kernels.CudnnFlash(), kernels.Flash()),
+)
 FLASH_REMEDY = "use float16 or bfloat16 on a GPU of compute capability 8.0, or choose sdpa or flash-enhanced"
 
 

@@ -98,6 +98,29 @@ class Flash:
 
 
 @dataclass(frozen=True)
+class CudnnFlash:
+    """cuDNN's flash attention, which uses what Hopper has new: half of torch's time there (docs/techniques.md)."""
+
+    name: str = "cuDNN flash"
+
+    def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> str:
+        if reason := _cuda_flash_refusal(device, dtype, head_dim, masked):
+            return reason
+        if torch.version.hip or torch.cuda.get_device_capability(device) != (9, 0):
+            return "it is used on GPUs of compute capability 9.0, where it was measured"
+        return ""
+
+    def operator(self, device: torch.device) -> str:
+        return "aten::_scaled_dot_product_cudnn_attention"
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> tuple[Tensor, ...]:
+            return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False, scale=scale)
+
+        return _padded_to_eight(attend, query, key, value, scale)
+
+
+@dataclass(frozen=True)
 class MemoryEfficient:
     """torch's memory-efficient CUDA kernel (Rabe & Staats, 2021): slower than flash, but serves float32."""
 

@@ -13,7 +13,7 @@ from optsd.errors import BadInput, Unsupported
 from optsd.patching import Change, Patch, Pipeline, Stage
 from optsd.quantization import kernels
 from optsd.quantization import rules as by_layer
-from optsd.quantization.boundary import FUSED, compute_in_bfloat16, suits_bfloat16, type_inside
+from optsd.quantization.boundary import FUSED, compute_in_bfloat16, fuse_on_gpu, suits_bfloat16, type_inside
 from optsd.quantization.convert import KEPT, Conversion, check_convertible, check_finite, check_rules, convert
 from optsd.quantization.layers import QLinear, QuantizedLayer
 from optsd.quantization.rules import BITS, Rule
@@ -80,6 +80,8 @@ class Quantize:
         module = anatomy.denoiser(pipe)
         if self.between == "auto" and module in modules.values() and suits_bfloat16(module):
             changes.append(compute_in_bfloat16(module))
+        if module in modules.values():
+            fuse_on_gpu(module)
         touched = tuple(layer for conversion in done for layer in conversion.converted)
         proof = partial(read_proof, module, done, self.bits)
         return Patch(self.name, touched, proof, tuple(changes), why_lossy=WHY_LOSSY)
@@ -139,7 +141,7 @@ def read_proof(denoiser: nn.Module, done: list[Conversion], own: int) -> dict[st
 
 def _quantizer(layers: list[QuantizedLayer]) -> str:
     if any(layer.scale.device.type != "cpu" for layer in layers):
-        return "torch"
+        return "optsd.triton" if any(layer.kernel.name == "triton" for layer in layers) else "torch"
     if reason := native.refusal():
         return f"torch ({reason})"
     return f"optsd.native ({native.instruction_set().name})"

@@ -1,4 +1,4 @@
-"""Compute a denoiser in bfloat16 while its callers keep float32: casts where tensors enter and leave."""
+"""What lies between quantized layers: fused blocks, and bfloat16 while the callers of a denoiser keep float32."""
 
 from typing import Any
 
@@ -12,6 +12,8 @@ from optsd import anatomy, native
 from optsd.calls import Call, become, parts, plain_class
 from optsd.errors import Unsupported
 from optsd.patching import Interposed
+from optsd.quantization import between
+from optsd.quantization.kernels import KERNELS
 from optsd.state import PerPrompt
 
 KEPT_PRECISE = anatomy.NUMBERS
@@ -33,10 +35,29 @@ def compute_in_bfloat16(module: nn.Module) -> Interposed:
     """Turn what is left in float32 into bfloat16, and cast what enters and leaves. Calls stay as they are."""
     # diffusers' own `to` warns about modules to keep in float32, of which a UNet has none.
     nn.Module.to(module, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for each in module.modules():
-        if plain_class(each) in FUSED and not native.refusal():
-            become(each, FUSED[plain_class(each)])
+    if not native.refusal():
+        fuse(module)
     return Interposed(module, "", Boundary())
+
+
+def fuse(module: nn.Module) -> None:
+    """Have what lies between quantized layers computed by kernels of ours, wherever they serve what comes."""
+    for each in module.modules():
+        if plain_class(each) in FUSED:
+            become(each, FUSED[plain_class(each)])
+
+
+def fuse_on_gpu(module: nn.Module) -> None:
+    """The same where the module is on a GPU for which Triton compiles."""
+    if not KERNELS["triton"].refusal(anatomy.device(module), bits=8, groups=1):
+        fuse(module)
+
+
+def are_served(x: Tensor) -> bool:
+    """Whether what is like x is: of bfloat16 on a CPU, of any type on a GPU, unless a compiler fuses torch's own."""
+    if x.device.type == "cpu":
+        return x.dtype == torch.bfloat16
+    return not torch.compiler.is_compiling() and not KERNELS["triton"].refusal(x.device, bits=8, groups=1)
 
 
 def boundary_of(module: nn.Module) -> "Boundary | None":
@@ -45,30 +66,28 @@ def boundary_of(module: nn.Module) -> "Boundary | None":
 
 
 class FusedGEGLU(GEGLU):
-    """diffusers' GEGLU; on bfloat16 one pass over memory, where torch takes a strided GELU and a product."""
+    """diffusers' GEGLU in one pass over memory, where torch takes a strided GELU and a product."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         gated = self.proj(hidden_states)
-        if gated.device.type == "cpu" and gated.dtype == torch.bfloat16:
-            return torch.ops.optsd.geglu(gated)
+        if are_served(gated):
+            return torch.ops.optsd.geglu(gated) if gated.device.type == "cpu" else between.geglu(gated)
         values, gate = gated.chunk(2, dim=-1)
         return values * self.gelu(gate)
 
 
 class FusedResnetBlock(ResnetBlock2D):
-    """diffusers' ResnetBlock2D; on bfloat16 SiLU is computed as the group normalization is, in one pass."""
+    """diffusers' ResnetBlock2D; SiLU is computed as the group normalization is, in one pass."""
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         is_plain = (
             (self.upsample, self.downsample, self.time_embedding_norm) == (None, None, "default")
             and temb is not None
             and self.time_emb_proj is not None
-            and all(type(norm) is nn.GroupNorm and norm.affine for norm in (self.norm1, self.norm2))
-            # weights that are offloaded lie elsewhere until the norm itself is called
-            and all(norm.weight.device == input_tensor.device for norm in (self.norm1, self.norm2))
+            and all(_is_plain(norm, input_tensor) for norm in (self.norm1, self.norm2))
             and type(self.nonlinearity) is nn.SiLU
         )
-        if not is_plain or input_tensor.device.type != "cpu" or input_tensor.dtype != torch.bfloat16:
+        if not is_plain or not are_served(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
         hidden_states = self.conv1(_normalized(self.norm1, input_tensor))
         activated = temb if self.skip_time_act else self.nonlinearity(temb)
@@ -78,12 +97,31 @@ class FusedResnetBlock(ResnetBlock2D):
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
 
 
+def _is_plain(norm: nn.Module, x: Tensor) -> bool:
+    # weights that are offloaded lie elsewhere until the norm itself is called
+    return type(norm) is nn.GroupNorm and norm.affine and norm.weight.device == x.device
+
+
 def _normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return between.group_norm(x, norm, silu=True)
     return torch.ops.optsd.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class FusedTransformer(Transformer2DModel):
-    """diffusers' Transformer2DModel; tokens become a picture where they are, not in a copy with channels first."""
+    """diffusers' Transformer2DModel; pictures become tokens, and tokens a picture, where they are and not in a copy."""
+
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        batch, _, height, width = hidden_states.shape
+        if hidden_states.device.type != "cpu" and _is_plain(self.norm, hidden_states) and are_served(hidden_states):
+            hidden_states = between.group_norm(hidden_states, self.norm, silu=False)
+        else:
+            hidden_states = self.norm(hidden_states)
+        if not self.use_linear_projection:
+            hidden_states = self.proj_in(hidden_states)
+        channels = hidden_states.shape[1]
+        tokens = hidden_states.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        return self.proj_in(tokens) if self.use_linear_projection else tokens, channels
 
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int

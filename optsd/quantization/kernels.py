@@ -18,6 +18,7 @@ from torch.nn import functional
 from optsd import native
 from optsd.errors import BadInput, Unsupported
 from optsd.quantization import quantizing
+from optsd.quantization.operators import operator
 from optsd.quantization.schemes import Activation, quantize_activation
 
 Pair = tuple[int, int]  # rows, columns
@@ -194,65 +195,73 @@ class Triton(Kernel):
     """One GPU kernel for both: it gathers a convolution's windows as it multiplies, so they are never written out."""
 
     name = "triton"
+    unpacks_int4 = True
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         if device.type != "cuda":
             return f"Triton does not run on {device.type}"
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             return "triton is not installed"
         if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
             return "Triton multiplies integers from compute capability 8.0 on"
         return _triton_problem() if groups == 1 else "convolutions in groups are left to torch._int_mm"
 
-    def quantize(self, x: Tensor, dimensions: int) -> Activation:
-        return quantizing.quantize(x, dimensions)
+    def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
+        if window is not None:
+            return self._run(quantizing.pictures(x, window.margins), weights, window, x.dtype)
+        rows = quantizing.rows(x, x.ndim - 1)
+        return self.linear(rows.as_rows(), weights, x.dtype).view(*x.shape[:-1], len(weights.scale))
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         pictures = Activation(rows.values[:, :, None, None], rows.scale, rows.zero_point)  # M of one pixel
-        out = self.conv2d(pictures, weights, Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1), dtype)
-        return out[:, :, 0, 0]
+        return self._run(pictures, weights, POINT, dtype)[:, :, 0, 0]
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
-        parts = (weights.integers, weights.scale, weights.column_sums, weights.bias)
-        moves = (window.kernel_size, window.stride, window.dilation, window.margins)
-        return torch.ops.optsd.int8_conv2d(image.values, image.scale, image.zero_point, *parts, *moves, dtype)
+        bordered = pad(image, window.margins).permute(0, 3, 1, 2)
+        return self._run(Activation(bordered, image.scale, image.zero_point), weights, window, dtype)
+
+    def _run(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
+        """`image`: with its border, channels last."""
+        integers = weights.integers
+        if weights.multipliers is not None:
+            inputs = image.values.shape[1] * window.kernel_size[0] * window.kernel_size[1]
+            integers = int4_integers(integers, weights.multipliers, inputs)
+        parts = (integers, weights.scale, weights.column_sums, weights.bias)
+        moves = (window.kernel_size, window.stride, window.dilation)
+        return int8_conv2d(image.values, image.scale, image.zero_point, *parts, *moves, dtype)
 
 
-# An operator of torch, so that what follows tensors without numbers (an estimate, a compiler) knows its shape.
-_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
-_OPERATORS.define(
+POINT = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
+
+
+def _empty_products(image: Tensor, *others: Any) -> Tensor:
+    _, _, integers, *_, kernel_size, stride, dilation, dtype = others
+    size = output_size(image.shape[2:], Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1))
+    return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
+
+
+@operator(
     "int8_conv2d(Tensor image, Tensor image_scale, Tensor zero_point, Tensor integers, Tensor scale, "
-    "Tensor column_sums, Tensor? bias, int[] kernel_size, int[] stride, int[] dilation, int[] margins, "
-    "ScalarType dtype) -> Tensor"
+    "Tensor column_sums, Tensor? bias, int[] kernel_size, int[] stride, int[] dilation, ScalarType dtype) -> Tensor",
+    _empty_products,
 )
-
-
-@torch.library.impl(_OPERATORS, "int8_conv2d", "CompositeExplicitAutograd")
-def _int8_conv2d(
-    image: Tensor,
-    image_scale: Tensor,
-    zero_point: Tensor,
-    integers: Tensor,
-    scale: Tensor,
-    column_sums: Tensor,
-    bias: Tensor | None,
-    *moves_and_dtype: Any,
-) -> Tensor:
+def int8_conv2d(image: Tensor, image_scale: Tensor, zero_point: Tensor, *parts: Any) -> Tensor:
     from optsd.quantization import triton_kernels  # not every machine has Triton
 
-    kernel_size, stride, dilation, margins, dtype = moves_and_dtype
-    window = Window(kernel_size, stride, dilation, margins, groups=1)
-    weights = Weights(integers, scale, column_sums, bias)
-    size = output_size(_padded_size(image, window), window)
-    return triton_kernels.conv2d(Activation(image, image_scale, zero_point), weights, window, size, dtype)
+    *weights, kernel_size, stride, dilation, dtype = parts
+    window = Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1)
+    size = output_size(image.shape[2:], window)
+    return triton_kernels.conv2d(Activation(image, image_scale, zero_point), Weights(*weights), window, size, dtype)
 
 
-@torch.library.register_fake("optsd::int8_conv2d", lib=_OPERATORS)
-def _int8_conv2d_shape(image: Tensor, *others: Any) -> Tensor:
-    _, _, integers, _, _, _, kernel_size, stride, dilation, margins, dtype = others
-    window = Window(kernel_size, stride, dilation, margins, groups=1)
-    size = output_size(_padded_size(image, window), window)
-    return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
+@operator(
+    "int4_integers(Tensor packed, Tensor multipliers, int inputs) -> Tensor",
+    lambda packed, _, inputs: packed.new_empty(packed.shape[1], inputs),
+)
+def int4_integers(packed: Tensor, multipliers: Tensor, inputs: int) -> Tensor:
+    from optsd.quantization import triton_kernels
+
+    return triton_kernels.int4_integers(packed, multipliers, inputs)
 
 
 def _padded_size(image: Tensor, window: Window) -> torch.Size:
@@ -341,6 +350,11 @@ def split(weights: Weights, groups: int) -> list[Weights]:
     biases = [None] * groups if weights.bias is None else weights.bias.chunk(groups)
     parts = (weights.integers.chunk(groups), weights.scale.chunk(groups), weights.column_sums.chunk(groups), biases)
     return [Weights(*part) for part in zip(*parts, strict=True)]
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

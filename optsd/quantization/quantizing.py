@@ -1,34 +1,33 @@
-"""Quantizing on a GPU as operators of torch: what follows tensors without numbers (an estimate, a compiler) knows them.
-
-Each operator is one kernel (`triton_quantize`), so that counting operators counts launches.
-"""
+"""Quantizing on a GPU: a kernel for rows, two for pictures (`triton_quantize`)."""
 
 from math import prod
 
 import torch
 from torch import Tensor
 
+from optsd.quantization.operators import operator
 from optsd.quantization.schemes import Activation
 
 LONGEST_ROW = 16_384
 """Numbers that one block holds in its registers; what is longer is read twice."""
 PART = 4096  # numbers that one block reads at a time
-MOST_PARTS = 1024  # of a share: every block of the second kernel reads their ranges again
+MOST_PARTS = 1024  # of a picture: every block of the second kernel reads their ranges again
+NO_MARGINS = (0, 0, 0, 0)
 
 
-def quantize(x: Tensor, dimensions: int) -> Activation:
+def rows(x: Tensor, dimensions: int) -> Activation:
     """`schemes.quantize_activation` of what lies on a GPU, to int8: the same integers, scales and zero points."""
-    shares = prod(x.shape[:dimensions])
-    x = without_holes(x, dimensions)
-    if x.numel() <= LONGEST_ROW * shares:
-        return Activation(*torch.ops.optsd.int8_rows(x, shares))
-    return Activation(*torch.ops.optsd.int8_integers(x, torch.ops.optsd.int8_ranges(x, shares)))
+    return Activation(*int8_rows(x.contiguous(), prod(x.shape[:dimensions])))
 
 
-def without_holes(x: Tensor, dimensions: int) -> Tensor:
-    """x, or a copy of it, whose shares lie one after the other in memory: a picture in whichever order it has."""
-    is_picture = dimensions == 1 and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if is_picture or x.is_contiguous() else x.contiguous()
+def pictures(x: Tensor, margins: tuple[int, ...] = NO_MARGINS) -> Activation:
+    """The same of batch × channels × height × width, a share each: channels last, in a border of quantized zeros.
+
+    `margins`: left, right, top and bottom.
+    """
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    return Activation(*int8_pictures(x, int8_ranges(x), margins))
 
 
 def part_of(length: int) -> int:
@@ -36,48 +35,45 @@ def part_of(length: int) -> int:
     return PART * max(1, -(-length // (PART * MOST_PARTS)))
 
 
-def empty_results(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for integers in the order of x, scales and zero points."""
-    one_each = x.new_empty(shares, dtype=torch.float32), x.new_empty(shares, dtype=torch.int32)
-    return torch.empty_like(x, dtype=torch.int8), *one_each
+def empty_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for integers in the shape of x, scales and zero points."""
+    return x.new_empty(x.shape, dtype=torch.int8), *_one_each(x, shares)
 
 
-_OPERATORS = torch.library.Library("optsd", "FRAGMENT")
-_OPERATORS.define("int8_rows(Tensor x, int shares) -> (Tensor, Tensor, Tensor)")
-_OPERATORS.define("int8_ranges(Tensor x, int shares) -> Tensor")
-_OPERATORS.define("int8_integers(Tensor x, Tensor ranges) -> (Tensor, Tensor, Tensor)")
+def empty_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for pictures, channels last, with their border."""
+    batch, channels, height, width = x.shape
+    left, right, top, bottom = margins
+    values = x.new_empty(batch, height + top + bottom, width + left + right, channels, dtype=torch.int8)
+    return values.permute(0, 3, 1, 2), *_one_each(x, batch)
 
 
-@torch.library.impl(_OPERATORS, "int8_rows", "CompositeExplicitAutograd")
-def _rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
+def empty_ranges(x: Tensor) -> Tensor:
+    """Room for pictures × parts × 3: the smallest and the largest number of each part, and 1 where one is NaN."""
+    length = x[0].numel() if len(x) else 0
+    return x.new_empty(len(x), -(-length // part_of(length)), 3, dtype=torch.float32)
+
+
+def _one_each(x: Tensor, shares: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(shares, dtype=torch.float32), x.new_empty(shares, dtype=torch.int32)
+
+
+@operator("int8_rows(Tensor x, int shares) -> (Tensor, Tensor, Tensor)", empty_rows)
+def int8_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
     from optsd.quantization import triton_quantize  # not every machine has Triton
 
     return triton_quantize.rows(x, shares)
 
 
-@torch.library.impl(_OPERATORS, "int8_ranges", "CompositeExplicitAutograd")
-def _ranges(x: Tensor, shares: int) -> Tensor:
+@operator("int8_ranges(Tensor x) -> Tensor", empty_ranges)
+def int8_ranges(x: Tensor) -> Tensor:
     from optsd.quantization import triton_quantize
 
-    return triton_quantize.ranges(x, shares)
+    return triton_quantize.ranges(x)
 
 
-@torch.library.impl(_OPERATORS, "int8_integers", "CompositeExplicitAutograd")
-def _integers(x: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@operator("int8_pictures(Tensor x, Tensor ranges, int[] margins) -> (Tensor, Tensor, Tensor)", empty_pictures)
+def int8_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     from optsd.quantization import triton_quantize
 
-    return triton_quantize.integers(x, ranges)
-
-
-torch.library.register_fake("optsd::int8_rows", empty_results, lib=_OPERATORS)
-
-
-@torch.library.register_fake("optsd::int8_ranges", lib=_OPERATORS)
-def _ranges_shape(x: Tensor, shares: int) -> Tensor:
-    length = x.numel() // shares
-    return x.new_empty(shares, -(-length // part_of(length)), 3, dtype=torch.float32)
-
-
-@torch.library.register_fake("optsd::int8_integers", lib=_OPERATORS)
-def _integers_shape(x: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_results(x, len(ranges))
+    return triton_quantize.pictures(x, ranges, margins)

@@ -160,7 +160,8 @@ def quantize_activation(x: Tensor, dimensions: int, signed: bool = True) -> Acti
     within = tuple(range(dimensions, x.ndim))
     lowest, highest = x.amin(within, keepdim=True).clamp(max=0), x.amax(within, keepdim=True).clamp(min=0)
     if x.device.type != "cpu":
-        scale = ((highest.float() - lowest.float()) / STEPS).clamp(min=SMALLEST_SCALE)
+        # Times the reciprocal: so torch divides by a number on a GPU, whatever is written, and on a CPU it does not.
+        scale = ((highest.float() - lowest.float()) * (1 / STEPS)).clamp(min=SMALLEST_SCALE)
         zero_point = torch.ceil(-lowest.float() / scale) - (128 if signed else 0)
         values = torch.round(x.float() / scale + zero_point)
         values = values.clamp_(-128, 127).to(torch.int8) if signed else values.clamp_(0, 255).to(torch.uint8)

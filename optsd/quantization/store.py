@@ -19,7 +19,7 @@ from optsd.errors import BadInput, NotFound
 from optsd.files import write_atomically
 from optsd.patching import Pipeline
 from optsd.quantization import INDEX, WEIGHTS
-from optsd.quantization.boundary import boundary_of, compute_in_bfloat16
+from optsd.quantization.boundary import boundary_of, compute_in_bfloat16, fuse_on_gpu
 from optsd.quantization.convert import keep_others_right, keep_pictures_apart
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
@@ -69,7 +69,10 @@ def load(folder: Path | str, device: str = "cpu") -> Pipeline:
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot load {folder} ({str(error).strip().splitlines()[0]})", REMEDY) from error
-    return pipe.to(device)
+    pipe.to(device)
+    for name in components:
+        fuse_on_gpu(getattr(pipe, name))
+    return pipe
 
 
 def _save_component(component: Any, folder: Path) -> dict[str, Any]:

@@ -9,46 +9,55 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optsd.quantization.quantizing import PART, empty_results, part_of
+from optsd.quantization.quantizing import LONGEST_ROW, PART, empty_pictures, empty_ranges, empty_rows, part_of
 from optsd.quantization.schemes import ROUNDER, SMALLEST_SCALE, STEPS
+
+ONE_WARP = 1024  # numbers
+PIXELS, CHANNELS = 32, 64  # of a picture, that one block makes integers of
 
 
 def rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 in the shape and order of x, float32 scales and int32 zero points, in one pass over shares that fit.
+    """int8 in the shape of x, float32 scales and int32 zero points.
 
-    x: float16, bfloat16 or float32, without holes; its shares are equal and lie one after the other.
+    x: float16, bfloat16 or float32, contiguous; its shares are equal and lie one after the other.
     """
-    values, scale, zero_point = empty_results(x, shares)
+    values, scale, zero_point = empty_rows(x, shares)
     length = x.numel() // max(shares, 1)
     if x.numel():
-        block = triton.next_power_of_2(length)
-        launch = _rows[(shares,)]
+        block = min(triton.next_power_of_2(length), LONGEST_ROW)
+        # One warp a row while its registers hold it: warps that wait for each other take six times as long.
+        together = max(ONE_WARP // block, 1)
+        grid, warps = (triton.cdiv(shares, together),), min(max(block // ONE_WARP, 1), 8)
         with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever one holds the tensors
-            launch(x, values, scale, zero_point, length, block, num_warps=min(max(block // 512, 1), 8))
+            _rows[grid](x, values, scale, zero_point, shares, length, together, block, num_warps=warps)
     return values, scale, zero_point
 
 
-def ranges(x: Tensor, shares: int) -> Tensor:
-    """shares × parts × 3: the smallest and the largest number of each part of each share, and 1 where one is NaN."""
-    length = x.numel() // shares
-    part = part_of(length)
-    parts = -(-length // part)
-    found = torch.empty(shares, parts, 3, dtype=torch.float32, device=x.device)
-    launch = _ranges[(parts, shares)]
-    with torch.cuda.device_of(x):
-        launch(x, found, length, parts, part, PART, num_warps=8)
+def ranges(x: Tensor) -> Tensor:
+    """As `quantizing.empty_ranges` says."""
+    found = empty_ranges(x)
+    shares, parts, _ = found.shape
+    length = x[0].numel() if shares else 0
+    if x.numel():
+        with torch.cuda.device_of(x):
+            _ranges[(parts, shares)](x, found, length, parts, part_of(length), PART, num_warps=8)
     return found
 
 
-def integers(x: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `rows` gives them, of the ranges that `ranges` has found."""
-    shares, parts, _ = found.shape
-    values, scale, zero_point = empty_results(x, shares)
-    length = x.numel() // shares
-    launch = _integers[(-(-length // PART), shares)]
-    columns = triton.next_power_of_2(parts)
-    with torch.cuda.device_of(x):
-        launch(x, found, values, scale, zero_point, length, parts, columns, PART, num_warps=8)
+def pictures(x: Tensor, found: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """int8 of batch × channels × height × width, of the ranges that `ranges` has found: `quantizing.pictures`."""
+    values, scale, zero_point = empty_pictures(x, found, margins)
+    batch, channels, height, width = x.shape
+    tall, wide, parts = *values.shape[2:], found.shape[1]
+    if values.numel():
+        grid = (tall, triton.cdiv(wide, PIXELS) * triton.cdiv(channels, CHANNELS), batch)
+        with torch.cuda.device_of(x):
+            _pictures[grid](
+                *(x, found, values, scale, zero_point, channels, height, width, *x.stride()),
+                *(margins[0], margins[2], tall, wide, parts),
+                *(triton.next_power_of_2(parts), PIXELS, CHANNELS),
+                num_warps=4,
+            )
     return values, scale, zero_point
 
 
@@ -58,18 +67,30 @@ def _rows(
     values,  # int8, the same
     scale,  # float32, shares
     zero_point,  # int32, shares
+    shares,
     length,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    share = tl.program_id(0)
-    place = tl.arange(0, BLOCK)
-    there = place < length
-    start = share.to(tl.int64) * length
-    numbers = tl.load(x + start + place, there, other=0.0).to(tl.float32)
-    step, zero = _scale(_least(numbers), _most(numbers), _strange(numbers))
-    tl.store(scale + share, step)
-    tl.store(zero_point + share, zero.to(tl.int32))
-    tl.store(values + start + place, _rounded(numbers, step, zero), there)
+    share = tl.program_id(0).to(tl.int64) * TOGETHER + tl.arange(0, TOGETHER)
+    there = share < shares
+    start = share[:, None] * length
+    place = tl.arange(0, BLOCK)[None, :]
+    known = there[:, None] & (place < length)
+    numbers = tl.load(x + start + place, known, other=0.0).to(tl.float32)
+    lowest, highest, strange = _least(numbers, 1), _most(numbers, 1), _strange(numbers, 1)
+    for first in range(BLOCK, length, BLOCK):  # a row that no block holds
+        more = tl.load(x + start + first + place, there[:, None] & (first + place < length), other=0.0).to(tl.float32)
+        lowest, highest = tl.minimum(lowest, _least(more, 1)), tl.maximum(highest, _most(more, 1))
+        strange = tl.maximum(strange, _strange(more, 1))
+    step, zero = _scale(lowest, highest, strange)
+    tl.store(scale + share, step, there)
+    tl.store(zero_point + share, zero.to(tl.int32), there)
+    tl.store(values + start + place, _rounded(numbers, step[:, None], zero[:, None]), known)
+    for first in range(BLOCK, length, BLOCK):
+        beyond = there[:, None] & (first + place < length)
+        more = tl.load(x + start + first + place, beyond, other=0.0).to(tl.float32)
+        tl.store(values + start + first + place, _rounded(more, step[:, None], zero[:, None]), beyond)
 
 
 @triton.jit
@@ -81,9 +102,9 @@ def _ranges(x, found, length, parts, part, BLOCK: tl.constexpr):
     for first in range(0, part, BLOCK):
         place = number * part + first + tl.arange(0, BLOCK)
         numbers = tl.load(x + start + place, place < length, other=0.0).to(tl.float32)
-        lowest = tl.minimum(lowest, _least(numbers))
-        highest = tl.maximum(highest, _most(numbers))
-        strange = tl.maximum(strange, _strange(numbers))
+        lowest = tl.minimum(lowest, _least(numbers, 0))
+        highest = tl.maximum(highest, _most(numbers, 0))
+        strange = tl.maximum(strange, _strange(numbers, 0))
     target = found + (share * parts + number) * 3
     tl.store(target, lowest)
     tl.store(target + 1, highest)
@@ -91,52 +112,80 @@ def _ranges(x, found, length, parts, part, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _integers(
-    x, found, values, scale, zero_point, length, parts, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The integers of one block; each block takes the range of its whole share from the parts."""
-    number, share = tl.program_id(0), tl.program_id(1)
+def _pictures(
+    x,  # pictures of any float, in any order
+    found,  # float32, pictures × parts × 3
+    values,  # int8, pictures × tall × wide × channels
+    scale,  # float32, pictures
+    zero_point,  # int32, pictures
+    channels,
+    height,
+    width,
+    by_picture,
+    by_channel,
+    by_row,
+    by_column,
+    left,
+    top,
+    tall,
+    wide,
+    parts,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """A piece of one line of one picture; each block takes the range of its picture from the parts."""
+    line, piece, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     column = tl.arange(0, COLUMNS)
     source = found + (share * parts + column) * 3
-    lowest = _least(tl.load(source, column < parts, other=0.0))
-    highest = _most(tl.load(source + 1, column < parts, other=0.0))
-    strange = _most(tl.load(source + 2, column < parts, other=0.0))
+    lowest = _least(tl.load(source, column < parts, other=0.0), 0)
+    highest = _most(tl.load(source + 1, column < parts, other=0.0), 0)
+    strange = _most(tl.load(source + 2, column < parts, other=0.0), 0)
     step, zero = _scale(lowest, highest, strange)
-    if number == 0:
+    if (line == 0) & (piece == 0):
         tl.store(scale + share, step)
         tl.store(zero_point + share, zero.to(tl.int32))
-    place = number * BLOCK + tl.arange(0, BLOCK)
-    start = share.to(tl.int64) * length
-    numbers = tl.load(x + start + place, place < length, other=0.0).to(tl.float32)
-    tl.store(values + start + place, _rounded(numbers, step, zero), place < length)
+    pieces = (wide + PIXELS - 1) // PIXELS
+    channel = (piece // pieces) * CHANNELS + tl.arange(0, CHANNELS)
+    pixel = (piece % pieces) * PIXELS + tl.arange(0, PIXELS)
+    row, place = tl.full(pixel.shape, 0, tl.int32) + line - top, pixel - left
+    inside = (row >= 0) & (row < height) & (place >= 0) & (place < width)
+    known = (channel < channels)[None, :]
+    start = x + share.to(tl.int64) * by_picture + (line - top) * by_row
+    numbers = tl.load(
+        start + place[:, None] * by_column + channel[None, :] * by_channel, inside[:, None] & known, other=0.0
+    )
+    target = values + (share.to(tl.int64) * tall + line) * wide * channels
+    integers = _rounded(numbers.to(tl.float32), step, zero)
+    tl.store(target + pixel[:, None] * channels + channel[None, :], integers, (pixel < wide)[:, None] & known)
 
 
-_STEPS, _SMALLEST, _ROUNDER = tl.constexpr(STEPS), tl.constexpr(SMALLEST_SCALE), tl.constexpr(ROUNDER)
+_STEP, _SMALLEST, _ROUNDER = tl.constexpr(1 / STEPS), tl.constexpr(SMALLEST_SCALE), tl.constexpr(ROUNDER)
 
 
 # `tl.min` and its like are these reductions of Triton's own; its interpreter knows them only so, where another test has
 # imported Triton before.
 @triton.jit
-def _least(numbers):
-    return tl.reduce(numbers, 0, tl.standard._elementwise_min)
+def _least(numbers, AXIS: tl.constexpr):
+    return tl.reduce(numbers, AXIS, tl.standard._elementwise_min)
 
 
 @triton.jit
-def _most(numbers):
-    return tl.reduce(numbers, 0, tl.standard._elementwise_max)
+def _most(numbers, AXIS: tl.constexpr):
+    return tl.reduce(numbers, AXIS, tl.standard._elementwise_max)
 
 
 @triton.jit
-def _strange(numbers):
+def _strange(numbers, AXIS: tl.constexpr):
     """1 where one is no number, which a minimum passes over."""
-    return _most((numbers != numbers).to(tl.float32))
+    return _most((numbers != numbers).to(tl.float32), AXIS)
 
 
 @triton.jit
 def _scale(lowest, highest, strange):
     """Scale and zero point, as floats; NaN where something is no number."""
     lowest, highest = tl.minimum(lowest, 0.0), tl.maximum(highest, 0.0)
-    step = tl.maximum(tl.math.div_rn(highest - lowest, 1.0 * _STEPS), _SMALLEST)
+    step = tl.maximum((highest - lowest) * _STEP, _SMALLEST)
     zero = tl.ceil(tl.math.div_rn(-lowest, step)) - 128.0
     return tl.where(strange > 0, float("nan"), step), tl.where(strange > 0, 0.0, zero)
 
@@ -144,6 +193,10 @@ def _scale(lowest, highest, strange):
 @triton.jit
 def _rounded(numbers, step, zero):
     """To even, by an addition after which the integer is in the low bits."""
-    shifted = tl.math.div_rn(numbers, tl.full(numbers.shape, 0.0, tl.float32) + step) + zero
-    whole = (shifted + _ROUNDER) - _ROUNDER
+    # x / s by way of 1 / s, and what that leaves (Markstein, 1990): the same to the bit as a division, which has a
+    # branch for strange numbers that makes one wait for another.
+    inverse = tl.math.div_rn(tl.full(step.shape, 1.0, tl.float32), step)
+    quotient = numbers * inverse
+    quotient = tl.fma(tl.fma(-quotient, step, numbers), inverse, quotient)
+    whole = (quotient + zero + _ROUNDER) - _ROUNDER
     return tl.minimum(tl.maximum(whole, -128.0), 127.0).to(tl.int8)

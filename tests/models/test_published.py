@@ -28,7 +28,7 @@ def test_parameters_are_the_published_ones(name: str, parameters: dict[str, int]
 
 
 def test_what_does_not_fit_says_so_before_it_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "_free_bytes", lambda: 10**9)
+    monkeypatch.setattr(published, "_free_bytes", lambda place: 10**9)
     seen: list[bool] = []
     build = published.BUILDERS["sd15"]
 

@@ -1,0 +1,46 @@
+"""How the GPU's kernels become operators of torch: an estimate, a compiler and a profile know them by name and shape.
+
+An operator is one kernel, so that counting operators counts launches. Where nobody follows, the kernel is called
+directly: torch's dispatcher takes as long as a small layer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("optsd", "FRAGMENT")
+
+
+def operator(schema: str, empty: Callable[..., Any], known: bool = False) -> Callable[[Callable], Callable]:
+    """Make the function, whose first argument is a tensor on a GPU, an operator; what is returned calls it.
+
+    `empty` gives the shapes of its results. `known`: the CPU has defined it already.
+    """
+    name = schema.partition("(")[0]
+
+    def register(function: Callable) -> Callable:
+        if not known:
+            _LIBRARY.define(schema)
+            torch.library.register_fake(f"optsd::{name}", empty, lib=_LIBRARY)
+        _LIBRARY.impl(name, function, "CUDA" if known else "CompositeExplicitAutograd")
+        through = getattr(torch.ops.optsd, name)
+
+        def call(x: Tensor, *others: Any) -> Any:
+            return (through if is_followed(x) else function)(x, *others)
+
+        return call
+
+    return register
+
+
+def is_followed(x: Tensor) -> bool:
+    """Whether somebody looks at which operators run: a trace, a compiler, a profile, automatic differentiation."""
+    return (
+        type(x) is not Tensor
+        or x.requires_grad
+        or torch.compiler.is_compiling()
+        or torch.autograd._profiler_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
