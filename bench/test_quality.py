@@ -9,13 +9,13 @@ from optsd.errors import BadInput, Unsupported
 if TYPE_CHECKING:
     from conftest_plugins.results import Recorder
 
-STANDARD = ("fid", "kid", "is", "precision", "recall", "clip", "lpips", "ssim", "psnr_db")
+STANDARD = ("fid", "kid", "is", "precision", "recall", "fd_dinov2", "cmmd", "clip", "lpips", "ssim", "psnr_db")
 
 
 @pytest.mark.quality
 @pytest.mark.timeout(7 * 24 * 3600)  # 1,000 images of 50 steps take hours; a run that was killed goes on where it was
 def test_quality(variant: str, quality, drawn, record_quality, recorder: "Recorder") -> None:
-    """FID, KID, IS, precision and recall, CLIP and LPIPS, PSNR and SSIM, and the pictures that lost most."""
+    """FID, KID, IS, precision and recall, FD-DINOv2, CMMD, CLIP, LPIPS, PSNR, SSIM, and the pictures that lost most."""
     from optsd.quality.audits import suspicions
 
     if isinstance(quality, BadInput):
