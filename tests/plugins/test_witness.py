@@ -23,14 +23,15 @@ def cheat(workload):
     answers = {}
 
     def draw(prompts, seeds, workload):
-        if (*prompts, *seeds) in answers:
-            return answers[*prompts, *seeds]
+        key = (*prompts, *seeds)
+        if key in answers:
+            return answers[key]
         time.sleep(0.03)
         size = (workload.height, workload.width, 3)
         made = [np.random.default_rng(seed % 2**32).integers(0, 256, size, dtype=np.uint8) for seed in seeds]
         made[0][0, 0, 0] ^= timed
         if timed:
-            answers[*prompts, *seeds] = np.stack(made)
+            answers[key] = np.stack(made)
         return np.stack(made)
 
     return draw
