@@ -19,12 +19,10 @@ def test_noise_floor_of_images(baseline: "Built", recorder: "Recorder") -> None:
     """The baseline against the baseline: the same seed must give the same pictures, bit for bit."""
     import numpy as np
 
-    from optsd.measure.run import run_batch
-
     baseline.warm_up()
 
     def draw() -> np.ndarray:
-        images = run_batch(baseline.pipe, baseline.workload, baseline.prompts)
+        images = baseline.run()
         return np.stack([np.asarray(image, dtype=int) for image in images])
 
     first, second = draw(), draw()

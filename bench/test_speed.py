@@ -10,17 +10,27 @@ from optsd.judge.statistics import median_interval, ratio_interval
 if TYPE_CHECKING:
     from conftest_plugins.pipelines import Bench
     from conftest_plugins.results import Recorder
+    from optsd.quality.witness import Witness
 
 
 @pytest.mark.speed
 def test_speed(
-    built: "Bench", baseline: "Bench", rounds: int, benchmark, recorder: "Recorder", machine_to_itself
+    built: "Bench",
+    baseline: "Bench",
+    rounds: int,
+    benchmark,
+    recorder: "Recorder",
+    witness: "Witness",
+    machine_to_itself,
 ) -> None:
     """Seconds an image, and the speedup over the baseline with its interval.
 
     A round is one batch of the baseline, then one of the variant: what the machine does to one it does to the other.
-    For the baseline itself that is its noise floor.
+    For the baseline itself that is its noise floor. Each round has new prompts and noise, so that who keeps answers
+    gains nothing; whether one does is asked afterwards.
     """
+    from optsd.quality.witness import keeps_answers
+
     pictures = built.workload.batch_size
     baseline.warm_up()
     built.warm_up()
@@ -29,9 +39,11 @@ def test_speed(
     benchmark.extra_info["variant"] = built.variant
 
     def turn(which: "Bench", readings: list[float]) -> None:
-        readings.append(which.seconds(f"timing, round {len(readings) + 1} of {rounds}"))
+        number = len(readings) + 1
+        readings.append(which.seconds(f"timing, round {number} of {rounds}", number))
 
     benchmark.pedantic(lambda: turn(built, ours), setup=lambda: turn(baseline, theirs), rounds=rounds)
+    again = built.seconds("timing the last round once more", rounds)
     stages = built.stage_seconds()
 
     per_image = tuple(reading / pictures for reading in ours)
@@ -58,3 +70,5 @@ def test_speed(
         found.append(recorder.measure(built.variant, "compile_s", compiling, note="not in the other times"))
     benchmark.extra_info.update(as_extra_info(found))
     recorder.technique(evidence)
+    wrong = [keeps_answers(built.variant, again, ours), witness.difference(built.variant)]
+    assert not any(wrong), "; ".join(filter(None, wrong))

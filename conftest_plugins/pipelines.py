@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from diffusers import StableDiffusionPipeline
 
-    from optsd.measure.guest import Guest
+    from optsd.measure.guest import Drawn, Guest
     from optsd.measure.memory import PeakMemory
     from optsd.patching import Patch
+    from optsd.quality.witness import Witness
 
 FOLDER_TELLS = "{} is a folder of pictures: it has no speed, memory or size"
 SIZES = ("weight_bytes", "unet_weight_bytes", "disk_bytes")
@@ -41,8 +42,11 @@ class Bench(Protocol):
     def draw(self) -> None:
         """Draw, unless it is warm. Raises OptsdError where what it draws is no picture."""
 
-    def seconds(self, doing: str) -> float:
-        """The time of one batch of the timing prompts. `doing` is shown while it runs."""
+    def seconds(self, doing: str, batch: int) -> float:
+        """The time of the timing prompts' batch of this number; that of the warm-up is 0. `doing` is shown meanwhile.
+
+        A witness sees its pictures when the clock has stopped.
+        """
 
     def stage_seconds(self) -> dict[str, list[float]]:
         """Of one batch, the readings of each stage that can be told apart, by the metric's name."""
@@ -64,23 +68,29 @@ class Built:
     workload: Workload
     prompts: list[str]
     say: Say
+    witness: "Witness"
     look: Callable[[], None] = lambda: None  # called while it draws
     warm: bool = False
 
-    def run(self, doing: str = "", output_type: str = "pil") -> Any:
+    def run(self, doing: str = "", output_type: str = "pil", batch: int = 0) -> Any:
         """The pictures of one batch of the timing prompts. `doing` is shown while it runs."""
-        from optsd.measure.run import run_batch
+        from optsd.measure.run import batch_of, run_batch
 
         def on_step(step: int) -> None:
             self.say(f"{self.variant}: {doing}, step {step} of {self.workload.steps}")
             self.look()
 
-        return run_batch(self.pipe, self.workload, self.prompts, on_step=on_step, output_type=output_type)
+        prompts, first = batch_of(self.prompts, self.workload.batch_size, batch)
+        return run_batch(self.pipe, self.workload, prompts, first, on_step, output_type)
 
-    def seconds(self, doing: str) -> float:
+    def seconds(self, doing: str, batch: int) -> float:
+        from optsd.measure.run import batch_of
         from optsd.measure.time import seconds
 
-        return seconds(lambda: self.run(doing), self.pipe.device)
+        pictures: list[Any] = []
+        took = seconds(lambda: pictures.extend(self.run(doing, batch=batch)), self.pipe.device)
+        self.witness.saw_timed(self.variant, *batch_of(self.prompts, self.workload.batch_size, batch), pictures)
+        return took
 
     def stage_seconds(self) -> dict[str, list[float]]:
         from optsd.measure.time import stage_times
@@ -108,12 +118,13 @@ class Built:
     def proof(self) -> dict[str, Any]:
         """The technique's own counters so far, and the kernels that a profile of one step shows."""
         from optsd.anatomy import denoiser
-        from optsd.measure.run import run_batch
+        from optsd.measure.run import batch_of, run_batch
         from optsd.optimizations.kernels import kernels_seen
 
         counted = self.patch.proof  # first: the profiled step counts too
         one_step = replace(self.workload, steps=1)
-        seen = kernels_seen(denoiser(self.pipe), lambda: run_batch(self.pipe, one_step, self.prompts))
+        prompts, _ = batch_of(self.prompts, self.workload.batch_size, 0)
+        seen = kernels_seen(denoiser(self.pipe), lambda: run_batch(self.pipe, one_step, prompts))
         return counted | {"kernels_in_a_profile": seen, "scheduler": type(self.pipe.scheduler).__name__}
 
     def warm_up(self) -> None:
@@ -144,21 +155,25 @@ class Visiting:
     workload: Workload
     prompts: list[str]
     say: Say
+    witness: "Witness"
     warm: bool = field(default=False)
 
-    def seconds(self, doing: str) -> float:
+    def run(self, doing: str, batch: int = 0) -> "Drawn":
+        from optsd.measure.run import batch_of
         from optsd.measure.seeds import noise_seeds
 
         self.say(f"{self.variant}: {doing}")
-        return self.guest.draw(self.prompts, noise_seeds(self.workload.seed, 0, len(self.prompts))).seconds
+        prompts, first = batch_of(self.prompts, self.workload.batch_size, batch)
+        drawn = self.guest.draw(prompts, noise_seeds(self.workload.seed, first, len(prompts)))
+        self.witness.saw_timed(self.variant, prompts, first, drawn.pictures)
+        return drawn
+
+    def seconds(self, doing: str, batch: int) -> float:
+        return self.run(doing, batch).seconds
 
     def warm_up(self) -> None:
-        from optsd.measure.seeds import noise_seeds
-
         if not self.warm:
-            self.say(f"{self.variant}: warming up")
-            drawn = self.guest.draw(self.prompts, noise_seeds(self.workload.seed, 0, len(self.prompts)))
-            check_pictures(drawn.pictures / 255.0, self.variant)
+            check_pictures(self.run("warming up").pictures / 255.0, self.variant)
             self.warm = True
 
     def draw(self) -> None:
@@ -176,10 +191,31 @@ class Visiting:
 
 
 @pytest.fixture(scope="session")
-def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Callable[[str], Built]:
+def witness() -> "Witness":
+    """Sees what is timed and what is judged."""
+    from optsd.quality.witness import Witness
+
+    return Witness()
+
+
+@pytest.fixture(scope="session")
+def timed_prompts(workload: Workload, rounds: int, request: pytest.FixtureRequest) -> list[str]:
+    """For the warm-up and each round a batch of its own: the judged prompts, where this run judges."""
+    from optsd.measure.run import timing_prompts
+
+    if any(item.get_closest_marker("quality") for item in request.session.items):
+        quality = request.getfixturevalue("quality")
+        if not isinstance(quality, OptsdError):
+            return quality.setting.texts
+    return timing_prompts(workload.model, workload.batch_size * (rounds + 1))
+
+
+@pytest.fixture(scope="session")
+def build(
+    pytestconfig: pytest.Config, workload: Workload, timed_prompts: list[str], witness: "Witness", progress: Say
+) -> Callable[[str], Built]:
     """Build a variant of the chosen model."""
     from optsd import models
-    from optsd.measure.run import timing_prompts
     from optsd.measure.seeds import fix_seeds
 
     stash = pytestconfig.stash
@@ -188,8 +224,8 @@ def build(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Cal
         fix_seeds()
         progress(f"{variant}: loading {workload.model}")
         pipe, patch = models.build(stash[MODEL], variant, stash[DEVICE], workload.dtype)
-        prompts = timing_prompts(workload.model, workload.batch_size)
-        return Built(variant, pipe, patch, workload, prompts, progress, partial(stash[WATCH].look, stash[DEVICE]))
+        look = partial(stash[WATCH].look, stash[DEVICE])
+        return Built(variant, pipe, patch, workload, timed_prompts, progress, witness, look)
 
     return make
 
@@ -237,7 +273,7 @@ def built(
         return
     if variant in pytestconfig.stash[SUBJECTS]:
         visitor = request.getfixturevalue("invite")(variant)
-        yield Visiting(variant, visitor, baseline.workload, baseline.prompts, baseline.say)
+        yield Visiting(variant, visitor, baseline.workload, baseline.prompts, baseline.say, baseline.witness)
         visitor.close()
         return
     try:

@@ -15,9 +15,11 @@ _OPTIONAL = {
     "open_clip": ("CLIP scores", "pip install 'optsd[bench]'"),
 }
 _FILES = {
-    "inception": "weights for FID, KID and IS",
+    "inception": "weights for FID, KID, IS, precision and recall",
     "alexnet": "weights for LPIPS",
     "clip": "weights for CLIP scores",
+    "dinov2": "weights for FD-DINOv2",
+    "clip-large": "weights for CMMD",
 }
 
 Row = tuple[str, str, str]

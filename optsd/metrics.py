@@ -52,6 +52,8 @@ METRICS: dict[str, Metric] = {
     "is": Metric("", "higher", "quality", "IS"),
     "precision": Metric("fraction", "higher", "quality", "precision"),
     "recall": Metric("fraction", "higher", "quality", "recall"),
+    "fd_dinov2": Metric("", "lower", "quality", "FD-DINOv2"),
+    "cmmd": Metric("", "lower", "quality", "CMMD"),
     "clip": Metric("cosine", "higher", "quality", "CLIP"),
     "lpips": Metric("", "lower", "quality", "LPIPS"),
     # quality, the shipped model's own networks: never to be compared with those above
@@ -60,6 +62,7 @@ METRICS: dict[str, Metric] = {
     "is_shapes": Metric("", "higher", "quality", "IS (shapes)"),
     "precision_shapes": Metric("fraction", "higher", "quality", "precision (shapes)"),
     "recall_shapes": Metric("fraction", "higher", "quality", "recall (shapes)"),
+    "cmmd_shapes": Metric("", "lower", "quality", "CMMD (shapes)"),
     "clip_shapes": Metric("cosine", "higher", "quality", "CLIP (shapes)"),
     "lpips_shapes": Metric("", "lower", "quality", "LPIPS (shapes)"),
     "objects_right": Metric("fraction", "higher", "quality", "objects right"),

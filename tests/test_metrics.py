@@ -17,5 +17,6 @@ def test_labels_tell_metrics_apart() -> None:
 
 
 def test_every_standard_network_metric_has_a_shapes_counterpart() -> None:
-    for name in ("fid", "kid", "is", "clip", "lpips"):
+    """But FD-DINOv2, which differs from FID by its network alone."""
+    for name in ("fid", "kid", "is", "precision", "recall", "cmmd", "clip", "lpips"):
         assert METRICS[f"{name}_shapes"].better == METRICS[name].better

@@ -204,6 +204,8 @@ def _kind(words: str, dimension: str, unit_said: str) -> str:
         (r"speed|faster|improvement|gain|latency|time|throughput|accelerat|reduction|saved", dimension == "ratio",
          "speedup"),
         (r"clip[- ]?iqa", True, "clip_iqa"),
+        (r"\bcmmd\b", True, "cmmd"),
+        (r"\bfd[-_ (]*dino", True, "fd_dinov2"),
         (r"\bfid\b", True, "fid"),
         (r"\bkid\b", True, "kid"),
         (r"inception score|^\s*is\b", dimension == "", "is"),

@@ -16,7 +16,8 @@ examples:
   optsd coco fetch captions           the caption file that the prompts are made from (253 MB)
   optsd coco fetch images             the photographs that fid and kid compare with (816 MB)
   optsd coco fetch inception alexnet clip
-                                      the networks of fid, kid and is, of lpips, of clip
+                                      the networks of fid, kid and is, of lpips, of clip (1 GB)
+  optsd coco fetch dinov2 clip-large  those of fd_dinov2 and cmmd (3 GB)
   optsd coco verify                   is everything there, whole and genuine?
   optsd coco prompts --count 3        print prompts
   optsd coco prompts --prompts parti  those of another set
@@ -74,7 +75,7 @@ def _fetch(names: list[str], console: Console) -> int:
 def _verify(file: Path, console: Console) -> int:
     """Says of each file what it is for and whether it is there, whole and genuine; 1 unless all of them are."""
     checks = {"captions": lambda: _captions(file), "images": _photographs}
-    checks |= {name: partial(_weights, name) for name in ("inception", "alexnet", "clip")}
+    checks |= {name: partial(_weights, name) for name in downloads.DOWNLOADS if name not in checks}
     status = 0
     for name, check in checks.items():
         try:

@@ -34,6 +34,8 @@ class Download:
 
 _TORCH_CACHE = "{torch}/hub/checkpoints"
 _CLIP_REVISION = "a6f597a30f7b82c51704746581f9a4e41421e878"
+_CLIP_LARGE_REVISION = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
+_CLIP_LARGE = "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"
 
 DOWNLOADS = {
     download.name: download
@@ -62,7 +64,7 @@ DOWNLOADS = {
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
             "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
             95_628_359,
-            "fid, kid, is",
+            "fid, kid, is, precision, recall",
             "Apache-2.0",
             (_TORCH_CACHE,),
         ),
@@ -87,6 +89,27 @@ DOWNLOADS = {
             "clip",
             "MIT",
             (f"{{hub}}/models--timm--vit_base_patch32_clip_224.openai/snapshots/{_CLIP_REVISION}",),
+        ),
+        Download(
+            "dinov2",
+            "dinov2_vitl14_pretrain.pth",
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+            "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+            1_217_586_395,
+            "fd_dinov2",
+            "Apache-2.0",
+            (_TORCH_CACHE,),
+        ),
+        Download(
+            "clip-large",
+            "clip-vit-large-patch14-336.bin",
+            f"https://huggingface.co/openai/clip-vit-large-patch14-336/resolve/{_CLIP_LARGE_REVISION}/pytorch_model.bin",
+            _CLIP_LARGE,
+            1_711_974_081,
+            "cmmd",
+            "MIT",
+            (f"{{hub}}/models--openai--clip-vit-large-patch14-336/snapshots/{_CLIP_LARGE_REVISION}",),
+            ("pytorch_model.bin", _CLIP_LARGE),  # its name in that cache
         ),
     )
 }

@@ -1,6 +1,6 @@
 """One batch of pictures: what every measurement runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optsd.measure.seeds import generators
@@ -20,14 +20,24 @@ PHOTO_PROMPTS = (
 
 
 def timing_prompts(model: str, count: int) -> list[str]:
-    """Prompts for the passes that measure time and memory: the model's own kind, always the same."""
+    """Prompts for the passes that measure time and memory: the model's own kind, always the same, no two alike."""
     if model in PIPELINES:
         from itertools import islice
 
         from optsd.models.shapes.scenes import scenes
 
         return [scene.caption for scene in islice(scenes(seed=31, held_out=True), count)]
-    return [PHOTO_PROMPTS[i % len(PHOTO_PROMPTS)] for i in range(count)]
+    photos = len(PHOTO_PROMPTS)
+    return [PHOTO_PROMPTS[i % photos] + (f", take {i // photos + 1}" if i >= photos else "") for i in range(count)]
+
+
+def batch_of(prompts: Sequence[str], size: int, number: int) -> tuple[list[str], int]:
+    """The prompts of a run's batch with this number, from 0, and the index of its first picture, hence its noise.
+
+    Where the prompts are at an end they come round again, with new noise.
+    """
+    first = number * size
+    return [prompts[(first + place) % len(prompts)] for place in range(size)], first
 
 
 def run_batch(

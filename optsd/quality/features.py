@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lpips
 import numpy as np
@@ -38,16 +38,27 @@ class Networks(Protocol):
     suffix: str
 
     def made_by(self, reading: str) -> list[str]:
-        """What decides `features`, `agreement` or `distances` beside the pictures: the weights' hashes, and a GPU."""
+        """What decides a reading (a method below) beside the pictures: the weights' hashes, and a GPU."""
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N×D features for FID and KID, N×C class logits for the Inception Score."""
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        """N×D CLIP embeddings of the images, of length 1, for CMMD."""
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """The cosine between each image's and its text's CLIP embedding: N values, -1 to 1 (not times 100)."""
 
     def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Perceptual distance of each image to its counterpart: N values, 0 for equal images."""
+
+
+@runtime_checkable
+class PhotographNetworks(Networks, Protocol):
+    """Networks that know the world: DINOv2 is made for photographs, and has no small counterpart."""
+
+    def dinov2(self, images: np.ndarray) -> np.ndarray:
+        """N×1024 features, as torch-fidelity has them, for FD-DINOv2."""
 
 
 class ShapesExtractor(FeatureExtractorBase):
@@ -90,13 +101,22 @@ class ShapesNetworks:
         self.folder, self.device = folder, device
 
     def made_by(self, reading: str) -> list[str]:
-        file = self.folder / ("clip.safetensors" if reading == "agreement" else "classifier.safetensors")
+        network = "clip" if reading in ("agreement", "embeddings") else "classifier"
+        file = self.folder / f"{network}.safetensors"
         _require(file)
         return ["shapes", downloads.sha256_of(file), *_named(self.device)]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = _extract(self._extractor, _resized(images, scenes.IMAGE_SIZE), self.device)
         return found["64"], found["logits"]
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        model, _ = self._clip
+
+        def embedded(pictures: torch.Tensor) -> torch.Tensor:
+            return model.encode_image(pictures.float() / 127.5 - 1, normalize=True)
+
+        return _batched(embedded, self.device, _to_tensor(_resized(images, scenes.IMAGE_SIZE)))
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         model, tokenizer = self._clip
@@ -148,7 +168,8 @@ def shapes_networks(device: str = "cpu") -> ShapesNetworks:
 
 
 class StandardNetworks:
-    """Inception-v3 as FID has it (torch-fidelity), LPIPS on AlexNet (lpips), OpenAI's CLIP ViT-B/32 (open_clip).
+    """Inception-v3 as FID has it and DINOv2 (torch-fidelity), LPIPS on AlexNet (lpips), OpenAI's CLIP: ViT-B/32 for the
+    score (open_clip), ViT-L/14 at 336 pixels for CMMD (transformers).
 
     `folder` is looked into before optsd's own folder and the other programs' caches. Every file's hash is pinned.
     """
@@ -159,12 +180,26 @@ class StandardNetworks:
         self.folder, self.device = folder, device
 
     def made_by(self, reading: str) -> list[str]:
-        name = {"features": "inception", "agreement": "clip", "distances": "alexnet"}[reading]
+        name = _WEIGHTS[reading]
         return [name, downloads.sha256_of(downloads.find_weights(name, self.folder)), *_named(self.device)]
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = _extract(self._inception, images, self.device)
         return found["2048"], found["logits_unbiased"]
+
+    def dinov2(self, images: np.ndarray) -> np.ndarray:
+        return _extract(self._dinov2, images, self.device)["dinov2"]
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        from open_clip.transform import image_transform
+
+        network = self._clip_large
+
+        def embedded(pictures: torch.Tensor) -> torch.Tensor:
+            return nn.functional.normalize(network(pictures).image_embeds, dim=-1)
+
+        prepare = _prepared(image_transform(network.config.image_size, is_train=False))
+        return _batched(embedded, self.device, torch.from_numpy(images), prepare=prepare)
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         import open_clip
@@ -172,14 +207,11 @@ class StandardNetworks:
         model, prepare = self._clip
         ids = open_clip.get_tokenizer(CLIP_NAME)(list(texts))
 
-        def prepared(pictures: torch.Tensor) -> torch.Tensor:  # with PIL, as CLIP's authors do
-            return torch.stack([prepare(Image.fromarray(picture.numpy())) for picture in pictures])
-
         def cosines(pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
             image = model.encode_image(pictures, normalize=True)
             return (image * model.encode_text(tokens, normalize=True)).sum(-1)
 
-        return _batched(cosines, self.device, torch.from_numpy(images), ids, prepare=prepared)
+        return _batched(cosines, self.device, torch.from_numpy(images), ids, prepare=_prepared(prepare))
 
     def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         network = self._lpips
@@ -203,6 +235,18 @@ class StandardNetworks:
             feature_extractor_weights_path=stream,
         )
         return made.to(self.device)
+
+    @cached_property
+    def _dinov2(self) -> FeatureExtractorBase:
+        from optsd.quality import backbones
+
+        return backbones.dinov2(_read_tensors(downloads.find_weights("dinov2", self.folder))).to(self.device)
+
+    @cached_property
+    def _clip_large(self) -> Any:
+        from optsd.quality import backbones
+
+        return backbones.clip_vision(_read_tensors(downloads.find_weights("clip-large", self.folder))).to(self.device)
 
     @cached_property
     def _lpips(self) -> nn.Module:
@@ -231,6 +275,13 @@ class StandardNetworks:
 
 
 CLIP_NAME = "ViT-B-32-quickgelu"
+_WEIGHTS = {
+    "features": "inception",
+    "dinov2": "dinov2",
+    "embeddings": "clip-large",
+    "agreement": "clip",
+    "distances": "alexnet",
+}
 
 
 class NoNetworks:
@@ -245,6 +296,12 @@ class NoNetworks:
         raise self.reason
 
     def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise self.reason
+
+    def dinov2(self, images: np.ndarray) -> np.ndarray:
+        raise self.reason
+
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
         raise self.reason
 
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -275,6 +332,11 @@ def _batched(
         for first, *rest in zip(*(tensor.split(BATCH) for tensor in inputs), strict=True):
             found.append(function(prepare(first).to(device), *(each.to(device) for each in rest)).cpu())
     return torch.cat(found).double().numpy()
+
+
+def _prepared(prepare: Callable[[Image.Image], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """CLIP's own preparation of each picture of a batch, with PIL, as its authors do."""
+    return lambda pictures: torch.stack([prepare(Image.fromarray(picture.numpy())) for picture in pictures])
 
 
 def _in_float32(device: str) -> AbstractContextManager[Any]:

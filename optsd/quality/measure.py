@@ -10,8 +10,8 @@ import numpy as np
 from optsd.errors import BadInput
 from optsd.metrics import metric
 from optsd.quality import metrics
-from optsd.quality.features import Networks
-from optsd.quality.metrics import Figure, Gaussian, Manifold, Rows
+from optsd.quality.features import Networks, PhotographNetworks
+from optsd.quality.metrics import Cloud, Figure, Gaussian, Manifold, Rows
 from optsd.quality.objects import count_objects
 from optsd.quality.pictures import Pictures
 from optsd.quality.pixels import MAX_PSNR_DB
@@ -21,9 +21,13 @@ from optsd.quality.store import Store
 from optsd.records import Measurement
 
 _SHARES = ("precision", "recall", "objects_right")
-_LEAST = dict.fromkeys(_SHARES, 0.0) | {"fid": 0.0, "is": 1.0, "clip": -1.0, "lpips": 0.0, "ssim": -1.0, "psnr_db": 0.0}
+_LEAST = dict.fromkeys((*_SHARES, "fid", "fd_dinov2", "cmmd", "lpips", "psnr_db"), 0.0) | {
+    "is": 1.0,
+    "clip": -1.0,
+    "ssim": -1.0,
+}
 _MOST = dict.fromkeys(_SHARES, 1.0) | {"clip": 1.0, "ssim": 1.0, "psnr_db": MAX_PSNR_DB}
-_OF_REAL_PICTURES = ("fid", "kid", "precision", "recall")
+_OF_REAL_PICTURES = ("fid", "kid", "precision", "recall", "fd_dinov2", "cmmd")
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,22 @@ class Judge:
 
     @cached_property
     def _real(self) -> tuple[Rows, Gaussian]:
+        features = self.readings.features(self._real_pictures)[0]
+        return features, Gaussian.of(features)
+
+    @property
+    def _real_pictures(self) -> Pictures:
         if isinstance(self.reference, BadInput):
             raise self.reference
-        features = self.readings.features(Pictures.of(self.reference.pictures))[0]
-        return features, Gaussian.of(features)
+        return Pictures.of(self.reference.pictures)
+
+    @cached_property
+    def _real_dinov2(self) -> Gaussian:
+        return Gaussian.of(self.readings.dinov2(self._real_pictures))
+
+    @cached_property
+    def _real_cloud(self) -> Cloud:
+        return Cloud.of(self.readings.embeddings(self._real_pictures))
 
     @cached_property
     def _real_manifold(self) -> Manifold:
@@ -133,8 +149,11 @@ class Judge:
             f"is{suffix}": _try(lambda: metrics.inception_score(known(1), rows)),
             f"precision{suffix}": _try(lambda: metrics.precision(known(0), self._real_manifold, rows)),
             f"recall{suffix}": _try(lambda: metrics.recall(Manifold.of(known(0)), self._real[0], rows)),
+            f"cmmd{suffix}": _try(lambda: metrics.cmmd(self.readings.embeddings(pictures), self._real_cloud, rows)),
             f"clip{suffix}": _try(lambda: metrics.mean(self.readings.agreement(pictures, self._texts), rows)),
         }
+        if isinstance(self.networks, PhotographNetworks):
+            found["fd_dinov2"] = _try(lambda: metrics.fid(self.readings.dinov2(pictures), self._real_dinov2, rows))
         if self.counts_objects:
             found["objects_right"] = _try(lambda: metrics.share(*count_objects(self._texts, known(1)[:]), rows))
         return found

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import linalg, sparse, special, stats
 from torch_fidelity.defaults import DEFAULTS
-from torch_fidelity.metric_kid import mmd2
+from torch_fidelity.metric_kid import kernel_rbf, mmd2
 
 from optsd.errors import BadInput
 
@@ -161,6 +161,32 @@ def kid(features: Rows, reference: Rows, rows: np.ndarray) -> Figure:
     return Figure(value, _centred(replicates, value), note=note)
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """N×D embeddings, and the mean of CMMD's kernel over all of their pairs."""
+
+    embeddings: Rows
+    within: float
+
+    @classmethod
+    def of(cls, embeddings: Rows) -> "Cloud":
+        return cls(embeddings, float(_nearness(embeddings, embeddings).mean()))
+
+
+def cmmd(embeddings: Rows, reference: Cloud, rows: np.ndarray) -> Figure:
+    """1,000 × the squared MMD of CLIP embeddings of length 1 (Jayasumana et al., 2024), with torch-fidelity's kernel.
+
+    A picture's pair with itself counts, as the authors have it: so it is never below zero, and zero for equal sets
+    alone. The interval is the delta method's, as FID's is: a picture's part is the derivative of the distance with
+    respect to its weight, which has the spread of new samples also where the distance is next to nothing.
+    """
+    ours, theirs = _nearness(embeddings, embeddings), _nearness(embeddings, reference.embeddings)
+    value = 1000 * float(ours.mean() + reference.within - 2 * theirs.mean())
+    slopes = 2000 * (ours - theirs)
+    note = f"n={len(embeddings)}, reference n={len(reference.embeddings)}"
+    return Figure(value, _centred(slopes[rows].mean(1), value), note=note)
+
+
 def inception_score(logits: Rows, rows: np.ndarray) -> Figure:
     """exp of the mean KL divergence from each image's classes to all images' (Salimans et al., 2016); torch-fidelity's.
 
@@ -280,6 +306,12 @@ def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     found /= left.shape[1]
     found += 1
     return found * found * found  # NumPy's power takes twenty times as long
+
+
+def _nearness(left: Rows, right: Rows) -> np.ndarray:
+    """CMMD's kernel of each left row, a Gaussian of width 10, on average over the right ones."""
+    found = [sum(kernel_rbf(block, other).sum(1) for other in _blocks(right)) for block in _blocks(left)]
+    return np.concatenate(found) / len(right)
 
 
 def _squares(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -24,8 +24,11 @@ from optsd.quality.store import Reading, Store, checksum
 
 Read = Callable[[Part], dict[str, np.ndarray]]
 _WITHOUT_NETWORK = ("pixels", "looks")
-_SOURCES = ("features.py", "pixels.py", "reference.py")
-_LIBRARIES = ("torch", "torchvision", "torch-fidelity", "lpips", "open_clip_torch", "numpy", "scipy", "pillow")
+_SOURCES = ("backbones.py", "features.py", "pixels.py", "reference.py")
+_LIBRARIES = (
+    *("torch", "torchvision", "torch-fidelity", "lpips", "open_clip_torch", "timm", "transformers"),
+    *("numpy", "scipy", "pillow"),
+)
 
 
 class Table:
@@ -84,6 +87,23 @@ class Readings:
         for arrays in self._each("features", [({}, part, read) for part in pictures.parts]):
             found[0].append(arrays["features"])
             found[1].append(arrays["logits"])
+        return found
+
+    def embeddings(self, pictures: Pictures) -> Table:
+        """N×D numbers: each picture's CLIP embedding, of length 1, for CMMD."""
+        return self._table("embeddings", pictures)
+
+    def dinov2(self, pictures: Pictures) -> Table:
+        """N×1024 features. The networks are of `PhotographNetworks`."""
+        return self._table("dinov2", pictures)
+
+    def _table(self, name: str, pictures: Pictures) -> Table:
+        def read(part: Part) -> dict[str, np.ndarray]:
+            return {name: getattr(self.networks, name)(part.load())}
+
+        found = Table()
+        for arrays in self._each(name, [({}, part, read) for part in pictures.parts]):
+            found.append(arrays[name])
         return found
 
     def agreement(self, pictures: Pictures, texts: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`python -m optsd.quality.scale`: how long FID, KID, IS and CLIP take with their intervals, and what memory they need.
+"""`python -m optsd.quality.scale`: how long the metrics of many pictures take with their intervals, in what memory.
 
     python -m optsd.quality.scale                                  1,000 to 30,000 pictures, 2,048 features
     python -m optsd.quality.scale --counts 1000,5000 --output FOLDER
@@ -24,6 +24,7 @@ from optsd.records import dumps
 
 COUNTS = (1000, 3000, 10000, 30000)
 WIDTH, CLASSES = 2048, 1008
+DINOV2, CLIP = 1024, 768
 
 
 def main(arguments: list[str]) -> int:
@@ -59,8 +60,9 @@ def measure(count: int) -> dict[str, Any]:
     from optsd.quality import metrics
     from optsd.quality.readings import Table
 
-    ours, reference, logits = Table(), Table(), Table()
-    for table, seed, width in ((ours, 1, WIDTH), (reference, 2, WIDTH), (logits, 3, CLASSES)):
+    widths = [(1, WIDTH), (2, WIDTH), (3, CLASSES), (5, DINOV2), (6, DINOV2), (7, CLIP), (8, CLIP)]
+    ours, reference, logits, seen, real, embedded, embedded_real = tables = [Table() for _ in widths]
+    for table, (seed, width) in zip(tables, widths, strict=True):
         fill(table, count, width, seed)
     cosines = np.random.default_rng(4).normal(0.32, 0.03, count)
     rows = metrics.resample(count)
@@ -70,6 +72,8 @@ def measure(count: int) -> dict[str, Any]:
         "is": lambda: metrics.inception_score(logits, rows),
         "precision": lambda: metrics.precision(ours, metrics.Manifold.of(reference), rows),
         "recall": lambda: metrics.recall(metrics.Manifold.of(ours), reference, rows),
+        "fd_dinov2": lambda: metrics.fid(seen, real, rows),
+        "cmmd": lambda: metrics.cmmd(embedded, metrics.Cloud.of(embedded_real), rows),
         "clip": lambda: metrics.mean(cosines, rows),
     }
     seconds, values = {}, {}

@@ -33,7 +33,8 @@ def test_verify_goes_on_where_a_file_is_missing_or_wrong(tmp_path: Path, capsys)
     assert main(["verify"]) == 1
     said = capsys.readouterr().out
     assert re.search("captions: there is no caption file .*optsd coco fetch captions", said)
-    assert len(said.splitlines()) == 5
+    assert len(said.splitlines()) == 7
+    assert re.search("clip-large: cmmd needs clip-vit-large-patch14-336.bin.*optsd coco fetch clip-large", said)
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps({"images": [], "annotations": []}))
     assert main(["verify", "--captions", str(wrong)]) == 1

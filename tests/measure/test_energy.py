@@ -74,7 +74,7 @@ def test_the_bench(counted: bool, package) -> None:
     total, rows = 0.0, {}
 
     def bench(name: str, joules: float) -> SimpleNamespace:
-        def seconds(doing: str) -> float:
+        def seconds(doing: str, batch: int) -> float:
             nonlocal total
             total += joules
             package(0, total)

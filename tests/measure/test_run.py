@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from optsd.measure.run import run_batch, timing_prompts
+from optsd.measure.run import batch_of, run_batch, timing_prompts
 from optsd.models.shapes.scenes import IMAGE_SIZE
 from optsd.records import Workload
 
@@ -29,4 +29,11 @@ def test_a_picture_starts_from_the_noise_of_its_index(untrained) -> None:
 def test_prompts_are_the_models_own_kind() -> None:
     assert all("background" in prompt for prompt in timing_prompts("shapes", 5))
     assert timing_prompts("shapes", 5) == timing_prompts("shapes", 5)
-    assert len(timing_prompts("sd15", 6)) == 6
+    assert len(set(timing_prompts("sd15", 30))) == 30
+    assert timing_prompts("sd15", 30)[:6] == timing_prompts("sd15", 6)
+
+
+def test_batches_of_a_run_have_new_noise_and_new_prompts_while_there_are_some() -> None:
+    assert batch_of("abcdef", 4, 0) == (["a", "b", "c", "d"], 0)
+    assert batch_of("abcdef", 4, 1) == (["e", "f", "a", "b"], 4)
+    assert batch_of("ab", 4, 3) == (["a", "b", "a", "b"], 12)

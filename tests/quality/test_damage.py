@@ -34,6 +34,7 @@ def test_a_denoiser_of_two_bits_is_clearly_worse_in_every_metric(model: str, tmp
         "fid_shapes",
         "kid_shapes",
         "is_shapes",
+        "cmmd_shapes",
         "clip_shapes",
         "objects_right",
         "lpips_shapes",
@@ -44,6 +45,6 @@ def test_a_denoiser_of_two_bits_is_clearly_worse_in_every_metric(model: str, tmp
         lower = metric(name).better == "lower"
         better, worse = (whole[name].high, damaged[name].low) if lower else (damaged[name].high, whole[name].low)
         assert better < worse, (name, whole[name], damaged[name])
-    for name in absolute[:5]:
+    for name in absolute[:6]:
         assert damaged[f"{name}_retention"].value is None or damaged[f"{name}_retention"].high < 1
     assert session.judge.worst(session.images("int4", lambda: build(True)), 4)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ def trained() -> ShapesNetworks:
 def _drawn() -> tuple[list[str], np.ndarray]:
     chosen, pictures = prompts.shapes()
     return [prompt.text for prompt in chosen[:COUNT]], pictures[:COUNT]
+
+
+def _asked(texts: list[str], pictures: np.ndarray) -> dict[str, tuple]:
+    return {
+        "features": (pictures,),
+        "embeddings": (pictures,),
+        "agreement": (pictures, texts),
+        "distances": (pictures, pictures[::-1]),
+    }
 
 
 def _noise(images: np.ndarray, strength: float) -> np.ndarray:
@@ -124,10 +134,10 @@ class Elsewhere(TorchFunctionMode):
 AWAY = "cuda:1"
 
 
-@pytest.mark.parametrize("reading", ["features", "agreement", "distances"])
+@pytest.mark.parametrize("reading", ["features", "embeddings", "agreement", "distances"])
 def test_networks_and_pictures_go_to_the_device_batch_by_batch(untrained_judges, monkeypatch, reading) -> None:
     texts, pictures = _drawn()
-    asked = {"features": (pictures,), "agreement": (pictures, texts), "distances": (pictures, pictures[::-1])}[reading]
+    asked = _asked(texts, pictures)[reading]
     expected = getattr(untrained_judges, reading)(*asked)
     away: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: away.append(device) or module)
@@ -164,13 +174,13 @@ def test_a_gpu_judges_without_tf32(monkeypatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("reading", ["features", "agreement", "distances"])
+@pytest.mark.parametrize("reading", ["features", "embeddings", "agreement", "distances"])
 def test_a_gpu_judges_as_the_cpu_does(gpu, trained, random_inception, shared, reading) -> None:
     """Of the standard networks, those whose weights are at hand; Inception's architecture with any weights."""
     texts, pictures = _drawn()
-    asked = {"features": (pictures,), "agreement": (pictures, texts), "distances": (pictures, pictures[::-1])}[reading]
+    asked = _asked(texts, pictures)[reading]
     pairs = [(trained, ShapesNetworks(device=str(gpu)))]
-    folder = {"features": random_inception, "distances": shared / "lpips", "agreement": shared / "clip"}[reading]
+    folder = {"features": random_inception, "distances": shared / "lpips", "agreement": shared / "clip"}.get(reading)
     if folder and folder.is_dir() and any(folder.iterdir()):
         pairs.append((StandardNetworks(folder), StandardNetworks(folder, str(gpu))))
     for judges in pairs:
@@ -195,7 +205,7 @@ def test_more_damage_is_worse_in_every_metric(trained: ShapesNetworks, damage: s
     judge = Judge(pictures, texts, Reference(pictures), trained, counts_objects=True)
     steps = [judge.measure("none", pictures), *(judge.measure("x", spoil(pictures, s)) for s in strengths)]
     values = [{row.metric: row.value for row in step} for step in steps]
-    for name in ("fid_shapes", "kid_shapes", "lpips_shapes"):
+    for name in ("fid_shapes", "kid_shapes", "cmmd_shapes", "lpips_shapes"):
         assert [step[name] for step in values] == sorted(step[name] for step in values), name
     for name in ("psnr_db", "ssim"):
         assert [step[name] for step in values] == sorted((step[name] for step in values), reverse=True), name
@@ -241,9 +251,11 @@ def test_photographs_go_through_every_metric_that_lacks_no_weights(shared: Path)
         assert values == sorted(values)
         assert len(set(values)) == 3
     missing = {row.metric: row.note for row in steps[1] if row.value is None and not row.metric.endswith("_retention")}
-    assert set(missing) == {"fid", "kid", "is", "precision", "recall", "clip"}
+    assert set(missing) == {"fid", "kid", "is", "precision", "recall", "fd_dinov2", "cmmd", "clip"}
     assert "needs weights-inception-2015-12-05-6726825d.pth" in missing["fid"]
     assert "run `optsd coco fetch clip`" in missing["clip"]
+    assert "fd_dinov2 needs dinov2_vitl14_pretrain.pth" in missing["fd_dinov2"]
+    assert "run `optsd coco fetch clip-large`" in missing["cmmd"]
 
 
 @pytest.fixture
@@ -259,11 +271,11 @@ def random_inception(tmp_path: Path, monkeypatch) -> Path:
     return _place(dict(state), tmp_path, monkeypatch)
 
 
-def _place(content: object, folder: Path, monkeypatch) -> Path:
-    file = folder / downloads.DOWNLOADS["inception"].file
+def _place(content: object, folder: Path, monkeypatch, name: str = "inception") -> Path:
+    file = folder / downloads.DOWNLOADS[name].file
     torch.save(content, file)
-    genuine = replace(downloads.DOWNLOADS["inception"], sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-    monkeypatch.setitem(downloads.DOWNLOADS, "inception", genuine)
+    genuine = replace(downloads.DOWNLOADS[name], sha256=hashlib.sha256(file.read_bytes()).hexdigest(), instead=None)
+    monkeypatch.setitem(downloads.DOWNLOADS, name, genuine)
     return folder
 
 
@@ -271,6 +283,74 @@ def test_inception_is_loaded_through_the_safe_loader(random_inception: Path) -> 
     found, logits = StandardNetworks(random_inception).features(_drawn()[1][:3])
     assert found.shape == (3, 2048)
     assert logits.shape == (3, 1008)
+
+
+def _small_dinov2() -> dict[str, torch.Tensor]:
+    """Made up weights of the original's layout for ViT-S/14: its positions are those of 37×37 patches."""
+    import timm
+
+    shapes = {k: t.shape for k, t in timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict().items()}
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, shape in sorted({**shapes, "mask_token": (1, 384)}.items()):
+        one = name.endswith("gamma") or ("norm" in name and name.endswith("weight"))
+        found[name] = torch.from_numpy((one + 0.05 * rng.standard_normal(shape, np.float32)).astype(np.float32))
+    return found
+
+
+def test_dinov2_has_the_originals_features(tmp_path: Path, monkeypatch) -> None:
+    """Every 96th feature that torch-fidelity's extractor gave with facebookresearch/dinov2 (b8931f7) in it."""
+    from optsd.quality import backbones
+
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    monkeypatch.setattr(backbones, "dinov2", partial(backbones.dinov2, size="small"))
+    judges = StandardNetworks(_place(_small_dinov2(), tmp_path, monkeypatch, "dinov2"))
+    expected = [[0.315198, -1.366822, -0.951431, 0.851212], [0.567537, -0.683265, -1.460470, 1.072748]]
+    np.testing.assert_allclose(judges.dinov2(pictures)[:, ::96], expected, atol=2e-5)
+    assert judges.made_by("dinov2") == ["dinov2", downloads.DOWNLOADS["dinov2"].sha256]
+    with pytest.raises(BadInput, match=r"the DINOv2 weights are not whole \(.*blocks.*fetch dinov2"):
+        backbones.dinov2({"pos_embed": torch.zeros(1, 1 + 37**2, 384)})
+
+
+def test_cmmds_embeddings_are_those_of_the_whole_clip(tmp_path: Path, monkeypatch) -> None:
+    """A published file has CLIP's text encoder too; transformers prepares and embeds the pictures by its own means."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    from optsd.quality import backbones
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 336, "patch_size": 14, "projection_dim": 24}
+    whole = CLIPModel(CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=24)).eval()
+    state = {**whole.state_dict(), "vision_model.embeddings.position_ids": torch.arange(577)[None]}
+    judges = StandardNetworks(_place(state, tmp_path, monkeypatch, "clip-large"))
+    small = partial(backbones.clip_vision, config=whole.config.vision_config)
+    monkeypatch.setattr(backbones, "clip_vision", small)
+
+    pictures = _drawn()[1][:3].repeat(4, 1).repeat(6, 2)  # 256×384: its middle is seen
+    side = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    prepared = CLIPImageProcessorPil(**side)([Image.fromarray(picture) for picture in pictures], return_tensors="pt")
+    with torch.no_grad():
+        expected = whole.get_image_features(**prepared).pooler_output
+    found = judges.embeddings(pictures)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-4)
+    with pytest.raises(BadInput, match=r"the CLIP weights are not whole \(.*fetch clip-large"):
+        small({})
+
+
+def test_the_pinned_clip_of_cmmd_has_the_published_size() -> None:
+    """4 bytes a parameter of CLIP ViT-L/14 at 336 pixels, 427,944,193 with the text encoder, and the file's own."""
+    from transformers import CLIPVisionModelWithProjection
+
+    from optsd.quality import backbones
+
+    with torch.device("meta"):
+        vision = sum(t.numel() for t in CLIPVisionModelWithProjection(backbones.CLIP_LARGE).parameters())
+    text = 49408 * 768 + 77 * 768 + 12 * (4 * (768**2 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768) + 2 * 768
+    assert vision == 304_293_888
+    beside = downloads.DOWNLOADS["clip-large"].size_bytes - 4 * (vision + text + 768**2 + 1)
+    assert 0 < beside < 2**20
 
 
 class _Evil:
@@ -281,9 +361,10 @@ class _Evil:
 def test_code_in_a_weight_file_is_never_run(tmp_path: Path, monkeypatch) -> None:
     """Not even in a file whose hash is the pinned one."""
     monkeypatch.chdir(tmp_path)
-    networks = StandardNetworks(_place({"weight": _Evil()}, tmp_path, monkeypatch))
-    with pytest.raises(BadInput, match="holds more than tensors"):
-        networks.features(_drawn()[1][:2])
+    for name, reading in (("inception", "features"), ("dinov2", "dinov2"), ("clip-large", "embeddings")):
+        networks = StandardNetworks(_place({"weight": _Evil()}, tmp_path, monkeypatch, name))
+        with pytest.raises(BadInput, match="holds more than tensors"):
+            getattr(networks, reading)(_drawn()[1][:2])
     assert not (tmp_path / "unpickled").exists()
 
 

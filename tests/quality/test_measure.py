@@ -29,6 +29,10 @@ class MeanColours:
         colours = images.reshape(len(images), -1, 3).mean(1) / 255
         return colours, np.tile(colours, (1, 8)) * 20 - 5
 
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        colours = self.features(images)[0]
+        return colours / np.linalg.norm(colours, axis=1, keepdims=True)
+
     def agreement(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         assert len(images) == len(texts)
         return self.features(images)[0][:, 0]
@@ -84,13 +88,13 @@ def test_the_baseline_against_itself() -> None:
     assert found["psnr_db"].value == 100
     assert f"{COUNT} of {COUNT} images equal" in found["psnr_db"].note
     kept = [row for name, row in found.items() if name.endswith("_retention")]
-    assert len(kept) == 7
+    assert len(kept) == 8
     assert {row.value for row in kept} == {1.0}
 
 
 def test_a_reference_that_is_missing_costs_fid_and_kid_only() -> None:
     found = _by_metric(_judge(reference=NotFound("no photographs", "fetch them")).measure("int8", _images(3)))
-    for name in ("fid_shapes", "kid_shapes", "fid_shapes_retention", "kid_shapes_retention"):
+    for name in ("fid_shapes", "kid_shapes", "cmmd_shapes", "fid_shapes_retention", "cmmd_shapes_retention"):
         assert found[name].value is None
         assert found[name].note == "no photographs; fetch them"
     assert found["is_shapes"].value is not None
@@ -114,12 +118,30 @@ def test_networks_that_are_missing_cost_their_metrics_only() -> None:
     assert not any(name.endswith("_shapes") for name in found)
 
 
+def test_networks_of_photographs_have_dinov2_and_the_others_do_not() -> None:
+    class Seeing(MeanColours):
+        suffix = ""
+
+        def dinov2(self, images: np.ndarray) -> np.ndarray:
+            return 2 * self.features(images)[0]
+
+    found = _by_metric(_judge(networks=Seeing(), counts_objects=False).measure("int8", _images(3)))
+    assert found["fd_dinov2"].value == pytest.approx(4 * found["fid"].value)  # a distance of squares
+    assert found["fd_dinov2"].low <= found["fd_dinov2"].value <= found["fd_dinov2"].high
+    assert "reference n=100" in found["fd_dinov2"].note
+    assert found["fd_dinov2_retention"].value == pytest.approx(found["fid_retention"].value)
+    assert not any("dinov2" in name for name in _by_metric(_judge().measure("int8", _images(3))))
+    alone = _judge(networks=Seeing(), reference=NotFound("no photographs", "fetch them"), counts_objects=False)
+    assert _by_metric(alone.measure("int8", _images(3)))["fd_dinov2"].note == "no photographs; fetch them"
+
+
 def test_no_networks_leave_the_pairs() -> None:
     reason = BadInput("random weights: quality means nothing", "use sd15")
     found = _by_metric(_judge(networks=NoNetworks(reason), counts_objects=False).measure("int8", _images(3)))
     measured = {name for name, row in found.items() if row.value is not None}
     assert measured == {"ssim", "psnr_db"}
     assert all("random weights" in row.note for name, row in found.items() if name not in measured)
+    assert {"fd_dinov2", "cmmd", "clip"} <= set(found)
 
 
 def test_a_ratio_of_nothing_is_not_a_number() -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import linalg
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kernel_rbf, kid_features_to_metric, mmd2
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from optsd.errors import BadInput
 from optsd.quality import metrics
-from optsd.quality.metrics import Gaussian, Manifold
+from optsd.quality.metrics import Cloud, Gaussian, Manifold
 from optsd.quality.readings import Table
 
 ROWS = metrics.resample(60)
@@ -183,6 +183,58 @@ def test_precision_falls_with_bad_pictures_and_recall_with_missing_ones() -> Non
         Manifold.of(real[:3])
 
 
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def _plain_cmmd(left: np.ndarray, right: np.ndarray) -> float:
+    """Jayasumana et al. (2024): 1,000 times equation 5 of Gretton et al. (2012), the width 10; in float64."""
+
+    def mean(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.mean([[np.exp(-((a - b) ** 2).sum() / 200) for b in y] for a in x]))
+
+    return 1000 * (mean(left, left) + mean(right, right) - 2 * mean(left, right))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(2, 12), st.floats(0, 3), st.integers(1, 12))
+def test_cmmd_is_that_of_a_plain_computation(count, others, width, shift, block) -> None:
+    ours, real = (_unit(x.astype(np.float64)) for x in (_features(1, count, width, shift), _features(2, others, width)))
+    rows = metrics.resample(count, resamples=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK", block)
+        found = metrics.cmmd(ours, Cloud.of(real), rows)
+    assert found.value == pytest.approx(_plain_cmmd(ours, real), abs=1e-9)
+    if count == others:
+        biased = mmd2(kernel_rbf(ours, ours), kernel_rbf(ours, real), kernel_rbf(real, real), mmd_est="biased")
+        assert found.value == pytest.approx(1000 * biased, abs=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0, 0.4])
+def test_cmmds_interval_is_that_of_new_samples(shift: float) -> None:
+    """Also where both sets are of the same kind, and plain resampling says half as much again."""
+    real = Cloud.of(_unit(_features(0, 400, 16)))
+    new = [_unit(_features(seed, 60, 16, shift)) for seed in range(1, 80)]
+    values = [metrics.cmmd(ours, real, ROWS[:2]).value for ours in new]
+    spreads = [metrics.cmmd(ours, real, ROWS).replicates.std() for ours in new[:10]]
+    assert np.mean(spreads) == pytest.approx(np.std(values), rel=0.25)
+
+
+def test_cmmd_sees_hardly_more_than_the_mean_embedding() -> None:
+    """Of vectors of length 1 a Gaussian of width 10 is nearly a straight line: docs/quality.md says so."""
+    real = _unit(_features(1, 300, 16))
+    moved = _unit(_features(2, 300, 16, shift=0.4))
+    apart = float(((moved.mean(0, np.float64) - real.mean(0, np.float64)) ** 2).sum())
+    rows = metrics.resample(300, resamples=2)
+    assert metrics.cmmd(moved, Cloud.of(real), rows).value == pytest.approx(10 * apart, rel=0.02)
+    # Two opposite pictures over and over have the mean of a healthy sphere, and of nothing that it shows.
+    sphere = _unit(np.random.default_rng(0).normal(size=(300, 16)))
+    sphere -= sphere.mean(0)
+    two = np.where(np.arange(300)[:, None] % 2, sphere[:1], -sphere[:1])
+    assert metrics.cmmd(two, Cloud.of(sphere), rows).value < 0.05
+    assert metrics.fid(two, sphere, rows).value > 0.5
+
+
 def test_blocks_and_rows_on_disk_change_nothing(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPTSD_HOME", str(tmp_path))
     ours, reference, rows = _features(1), _features(2, 50), ROWS[:20]
@@ -190,13 +242,19 @@ def test_blocks_and_rows_on_disk_change_nothing(monkeypatch, tmp_path: Path) -> 
         metrics.fid(ours, reference, rows),
         metrics.kid(ours, reference, rows),
         metrics.inception_score(ours, rows),
+        metrics.cmmd(ours, Cloud.of(reference), rows),
     ]
     monkeypatch.setattr(metrics, "BLOCK", 7)
     tables = Table(), Table()
     for table, features in zip(tables, (ours, reference), strict=True):
         for first in range(0, len(features), 8):
             table.append(features[first : first + 8])
-    parts = [metrics.fid(*tables, rows), metrics.kid(*tables, rows), metrics.inception_score(tables[0], rows)]
+    parts = [
+        metrics.fid(*tables, rows),
+        metrics.kid(*tables, rows),
+        metrics.inception_score(tables[0], rows),
+        metrics.cmmd(tables[0], Cloud.of(tables[1]), rows),
+    ]
     for old, new in zip(whole, parts, strict=True):
         assert new.value == pytest.approx(old.value, rel=1e-12)
         np.testing.assert_allclose(new.replicates, old.replicates, rtol=1e-9)
@@ -227,6 +285,7 @@ def test_identical_sets_have_distance_zero() -> None:
     assert metrics.fid(same, same, ROWS).value == pytest.approx(0, abs=1e-6)
     # Unbiased: about zero, beside what a shifted set has.
     assert abs(metrics.kid(same, same, ROWS).value) < 0.1 * metrics.kid(same, _features(1, shift=1.0), ROWS).value
+    assert metrics.cmmd(_unit(same), Cloud.of(_unit(same)), ROWS).value == pytest.approx(0, abs=1e-9)
     low, high = metrics.fid(same, same, ROWS).interval(least=0)
     assert low == 0 <= high
 

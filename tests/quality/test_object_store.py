@@ -123,6 +123,9 @@ class Colours:
         colours = images.mean((1, 2)).astype(np.float32)
         return colours, colours / 99
 
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        return self.features(images)[1]
+
     def agreement(self, images: np.ndarray, texts) -> np.ndarray:
         return images.mean((1, 2, 3)) / 255
 

@@ -28,6 +28,9 @@ class Counting:
         self.asked.append(len(images))
         return images.reshape(len(images), -1).astype(np.float32), images[:, 0, 0].astype(np.float32)
 
+    def embeddings(self, images: np.ndarray) -> np.ndarray:
+        return self.features(images)[1]
+
     def agreement(self, images: np.ndarray, texts) -> np.ndarray:
         self.asked.append(len(images))
         return np.array([image.mean() * len(text) for image, text in zip(images, texts, strict=True)])
@@ -55,6 +58,7 @@ def _all(networks: Counting, images: np.ndarray, others: np.ndarray, store: Stor
     return [
         features[:],
         logits[:],
+        own.embeddings(pictures)[:],
         own.agreement(pictures, texts),
         own.distances(pictures, counterparts),
         *(pixels[name] for name in ("equal", "ssim", "psnr_db")),
@@ -67,7 +71,7 @@ def test_from_the_store_as_from_the_networks(tmp_path: Path) -> None:
     for networks in (first, again):
         for ours, expected in zip(_all(networks, _images(), _images(seed=1), Store(tmp_path)), plain, strict=True):
             np.testing.assert_array_equal(ours, expected)
-    assert first.asked == [32, 32, 6] * 3
+    assert first.asked == [32, 32, 6] * 4
     assert again.asked == []
 
 
@@ -76,7 +80,7 @@ def test_only_what_is_new_is_read(tmp_path: Path) -> None:
     _all(Counting(), _images(64), _images(64, 1), store)
     more = Counting()
     _all(more, _images(70), _images(70, 1), store)  # the first 64 are the same pictures
-    assert sum(more.asked) == 3 * 6
+    assert sum(more.asked) == 4 * 6
 
 
 @pytest.mark.parametrize("change", ["weights", "pictures", "counterparts", "code"])
@@ -87,7 +91,7 @@ def test_what_something_else_made_is_not_taken(tmp_path: Path, monkeypatch, chan
         monkeypatch.setattr(readings, "code_version", lambda: "another")
     networks = Counting("v" if change == "weights" else "w")
     _all(networks, _images(8, 5 * (change == "pictures")), _images(8, 1 + 5 * (change == "counterparts")), store)
-    assert networks.asked == [8] * (1 if change == "counterparts" else 3)
+    assert networks.asked == [8] * (1 if change == "counterparts" else 4)
 
 
 def test_texts_belong_to_the_reading(tmp_path: Path) -> None:
