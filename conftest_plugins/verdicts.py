@@ -28,6 +28,7 @@ from optsd.judge.recording import baseline_file, update
 from optsd.judge.regressions import judge_regressions
 from optsd.judge.repeat import judge_repeats
 from optsd.judge.statistics import FEWEST_ROUNDS
+from optsd.judge.verdicts import is_of_build
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
@@ -207,8 +208,9 @@ def judge(config: pytest.Config, results: Results) -> Results:
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
     if config.getoption("--against", None):
-        found = tuple(row for row in verdicts if row.metric == "speedup_against")
-        outcome.answer("--against", found, "give it more time with --time-budget, or fewer variants")
+        found = tuple(filter(is_of_build, verdicts))
+        more = "give it more time with --time-budget, or fewer variants"
+        outcome.answer("--against", found, more if found else "no variant ran in both builds")
     if CLAIMS in config.stash:
         claims, others = config.stash[CLAIMS], config.stash[_CHOSEN].others
         elsewhere = [row for group in others for row in judge_claims(group, results)]

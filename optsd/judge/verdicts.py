@@ -40,6 +40,11 @@ def nothing_was_judged(verdicts: Iterable[Verdict]) -> bool:
     return not any(verdict.status in PASSING | FAILING for verdict in verdicts)
 
 
+def is_of_build(row: Verdict) -> bool:
+    """Whether it says how this build compares with another one (`--against`)."""
+    return row.metric == "speedup_against"
+
+
 def flaw(found: Measurement) -> str:
     """Why a figure is no measurement: a time, a size or a speed that is not above zero. Empty when there is none.
 

@@ -63,6 +63,16 @@ def test_a_build_that_is_faster_passes(project):
     result.stdout.fnmatch_lines(["faster * flash: -*% in time *", "AGAINST PASSED: 2 faster"])
 
 
+def test_in_a_pipe_each_variant_says_what_was_found_when_it_has_ended(project):
+    header = "against main: until it is clear, in at most 60 s of timing for all variants; the same is ±5 %"
+    told = [f"{name}: faster, -*% in time *, * rounds, * s*" for name in ("baseline", "flash")]
+    project("--time-budget=60", seconds=0.004).stdout.fnmatch_lines(
+        [header, "test_against.py .", told[0], "test_against.py .", told[1], "=* against main =*"]
+    )
+    quiet = project("--time-budget=60", "-q", seconds=0.004)
+    quiet.stdout.no_fnmatch_line("flash: faster, *")
+
+
 def test_what_could_not_be_decided_has_not_passed(project):
     result = project("--time-budget=60", "--rounds=3", seconds=0.01)
     assert result.ret == 1
@@ -75,7 +85,7 @@ def test_a_variant_that_one_of_them_lacks_is_skipped_with_the_reason(project):
     result = project(before=broken, seconds=0.01)
     assert result.ret == 1
     assert "this build: no flash here" in project.results().failures[0]["reason"]
-    result.stdout.fnmatch_lines(["--against judged nothing*"])
+    result.stdout.fnmatch_lines(["AGAINST FAILED: nothing could be judged: no variant ran in both builds"])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,7 @@ def test_a_build_that_fails_is_one_line(project, before, message):
     assert result.ret == 1
     result.stdout.fnmatch_lines([f"*{message}"])
     result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*another exception*")
     result.stdout.no_fnmatch_line("*builds.py:*")
 
 

@@ -1,11 +1,22 @@
 import dataclasses
 import math
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.records import Measurement
-from optsd.report.tables import SIDE_BY_SIDE, aligned, all_variants, figure, interval, metric_of, overview, scale_for
+from optsd.report.tables import (
+    SIDE_BY_SIDE,
+    aligned,
+    all_variants,
+    figure,
+    interval,
+    metric_of,
+    one_line,
+    overview,
+    scale_for,
+)  # fmt: skip
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -112,3 +123,18 @@ def test_a_metric_that_the_table_of_metrics_lacks_is_called_by_its_name():
 
 def test_columns_stand_under_their_heads():
     assert aligned([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+
+
+def test_one_line_has_what_a_run_found_of_a_variant_so_far(results):
+    said = one_line(results, "int8").replace(NBSP, " ")
+    assert re.fullmatch(
+        r"0\.\d+ s / image, speedup \d\.\d\d× \(\d\.\d\d× to \d\.\d\d×\), peak memory \d+ MiB, objects right 9\d\.\d %",
+        said,
+    )
+    assert one_line(results, "nosuch") == ""
+    skipped = {"variant": "int8", "stage": "test_memory", "reason": "no /proc here"}
+    failed = dataclasses.replace(results, failures=(skipped,))
+    assert one_line(failed, "int8").endswith(", memory: no /proc here")
+    assert "memory:" not in one_line(failed, "int4")
+    workload = dataclasses.replace(results.workload, device="estimate:a100")
+    assert ") at best, peak memory" in one_line(dataclasses.replace(results, workload=workload), "sdpa")
