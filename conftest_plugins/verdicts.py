@@ -21,7 +21,7 @@ from optsd.estimate import published
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
-from optsd.judge.expectations import Baselines, Claims
+from optsd.judge.expectations import Baselines, Claims, machine_name
 from optsd.judge.outcome import QUESTIONS, Outcome
 from optsd.judge.reading import read_all_claims, read_baselines
 from optsd.judge.recording import baseline_file, update
@@ -34,7 +34,7 @@ from optsd.records import Results, Verdict
 
 from . import kept, ledgers
 from .estimates import beside_bounds
-from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device
+from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device, resolve
 from .results import JUDGE, RECORDER
 
 CLAIMS = pytest.StashKey[Claims]()
@@ -182,8 +182,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    if not session.config.option.collectonly:
-        session.config.stash[WATCH] = Watch()
+    config = session.config
+    if config.option.collectonly:
+        return
+    if config.getoption("--gate") and session.items and not hasattr(config, "workerinput"):
+        _refuse_without_record(config)
+    config.stash[WATCH] = Watch()
+
+
+def _refuse_without_record(config: pytest.Config) -> None:
+    """What a gate compares with must be there before hours are spent on the other half."""
+    from optsd.measure.environment import machine
+
+    workload, folder = resolve(config), config.rootpath / config.getoption("--expected") / "baselines"
+    file = folder / f"{machine_name(machine(config.stash.get(DEVICE, 'cpu')), workload.device)}.json"
+    if not file.is_file():
+        raise pytest.UsageError(f"--gate: this machine has no {file}; record it with --expected-update")
+    if read_baselines(file).run(workload) is None:
+        raise pytest.UsageError(f"--gate: {file} has no run of this workload; record it with --expected-update")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -231,6 +247,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
         # Without a file there is nothing to say, unless a gate was asked for.
         if baselines or config.getoption("--gate"):
             rows = ledgers.with_places(config, judge_regressions(baselines, results, chosen), results)
+            if not config.getoption("--gate"):  # what was never recorded is news to a gate alone
+                rows = tuple(row for row in rows if row.status != "no baseline")
             verdicts += _noted(config, "--gate", rows)
             _offer_tightening(outcome, rows)
         if not results.complete and (config.getoption("--repeat") > 1 or config.getoption("--expected-update")):

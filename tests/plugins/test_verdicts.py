@@ -276,12 +276,25 @@ def test_an_improvement_is_offered_and_not_taken(project):
     assert project.baselines.read_bytes() == before
 
 
-def test_a_gate_without_a_baseline_fails(project):
+def test_a_gate_without_a_record_is_refused_before_anything_runs(project):
     result = project.bench(**CPU).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --gate: this machine has no *test-2-cores.json; record it with --expected-*"])
+    assert not (project.path / "reports").exists()
+    record(project)
+    result = project.bench(**CPU | {"dtype": "bfloat16"}).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --gate: *test-2-cores.json has no run of this workload; record it *"])
+
+
+def test_a_variant_that_was_never_recorded_fails_a_gate_and_is_no_news_without_one(project):
+    record(project)
+    project.baselines.write_text(project.baselines.read_text().replace('"int8"', '"int4"'))
+    assert project.run("bench", "--variant=int8").ret == 0
+    assert "no baseline" not in {row.status for row in project.results().verdicts}
+    result = project.run("bench", "--variant=int8", "--gate")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(
-        ["NO BASELINE int8 speedup: this machine has no file; record it with --expected-update"]
-    )
+    result.stdout.fnmatch_lines(["NO BASELINE int8 speedup: *has no row for int8 speedup; record it with *"])
 
 
 def test_a_gate_fails_for_what_was_not_measured(project):
