@@ -18,6 +18,7 @@ import pytest
 from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate import published
+from optsd.files import check_writable
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
@@ -185,9 +186,25 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly:
         return
-    if config.getoption("--gate") and session.items and not hasattr(config, "workerinput"):
-        _refuse_without_record(config)
+    if session.items and not hasattr(config, "workerinput"):
+        _check_files(config)
+        if config.getoption("--gate"):
+            _refuse_without_record(config)
     config.stash[WATCH] = Watch()
+
+
+def _check_files(config: pytest.Config) -> None:
+    """What is written at the end can be written: found out now."""
+    out, expected = config.getoption("--claim-out"), config.getoption("--expected")
+    try:
+        if out and (config.rootpath / out).is_dir():
+            raise BadInput(f"--claim-out {out} is a folder", "name a file")
+        if out:
+            check_writable((config.rootpath / out).parent, "--claim-out")
+        if config.getoption("--expected-update"):
+            check_writable(config.rootpath / expected, "--expected")
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _refuse_without_record(config: pytest.Config) -> None:

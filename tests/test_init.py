@@ -96,6 +96,7 @@ def test_its_options_are_read_in_any_folder(tmp_path: Path) -> None:
 def test_a_file_of_options_may_name_another(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     init.main([str(pytester.path)])
+    (pytester.path / "bench" / "__init__.py").write_text("")  # so that this checkout's own is not found before it
     words = ["-p", "conftest_plugins.options", "-p", "conftest_plugins.results", "-p", "conftest_plugins.verdicts"]
     pytester.makepyfile("def test_it(pytestconfig): assert 0, pytestconfig.getoption('--variant')")
     monkeypatch.syspath_prepend(pytester.path)

@@ -287,6 +287,22 @@ def test_a_gate_without_a_record_is_refused_before_anything_runs(project):
     result.stderr.fnmatch_lines(["ERROR: --gate: *test-2-cores.json has no run of this workload; record it *"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--claim-out=bench"], "--claim-out bench is a folder; name a file"),
+        (["--claim-out=a_file/claims.json"], "--claim-out *a_file cannot be written (*); name another folder"),
+        (["--expected-update", "--expected=a_file"], "--expected *a_file cannot be written (*); name another folder"),
+    ],
+)
+def test_what_could_not_be_written_at_the_end_is_refused_before_anything_runs(project, options, message):
+    (project.path / "a_file").write_text("")
+    result = project.bench(**CPU).run("bench", "--variant=int8", *options)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert not (project.path / "reports").exists()
+
+
 def test_a_variant_that_was_never_recorded_fails_a_gate_and_is_no_news_without_one(project):
     record(project)
     project.baselines.write_text(project.baselines.read_text().replace('"int8"', '"int4"'))
