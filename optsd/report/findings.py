@@ -38,17 +38,31 @@ def answers(results: Results) -> list[Answer]:
     lost = [variant for variant, verdict in asked.items() if verdict.status == "lost"]
     variants = tuple(variant for variant in all_variants(results) if variant not in lost)
     found = [] if results.workload.is_estimate else _fastest(results, rows, variants, asked)
-    small = _best(rows, variants, "peak_memory_bytes")
-    if small and small.value is not None:
-        saved = rows.get((small.variant, "memory_reduction"))
-        share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
-        if small.variant == "baseline":
-            share = "no variant's peak is lower"
-        found.append(Answer("Least memory", small.variant, figure(small.value, "B"), _beside(share, asked, small)))
+    if small := _least_memory(rows, variants, asked):
+        found.append(small)
     if found and lost:
         last = found[-1]
         found[-1] = replace(last, reason=f"{last.reason}; left out, as their quality was lost: {', '.join(lost)}")
     return found
+
+
+def _least_memory(
+    rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], asked: dict[str, Verdict]
+) -> Answer | None:
+    question, small = "Least memory", _best(rows, variants, "peak_memory_bytes")
+    if small is None or small.value is None:
+        return None
+    base = rows.get(("baseline", small.metric))
+    passes = interval(base) if base is not None else ""
+    if small.variant == "baseline":
+        return Answer(question, small.variant, figure(small.value, "B"), "no variant's peak is lower")
+    if base is not None and small.value >= _ends(base)[0] and passes:
+        reason = f"no variant's peak lies below all passes of the baseline, {passes}"
+        return Answer(question, "", "none for sure", reason)
+    saved = rows.get((small.variant, "memory_reduction"))
+    share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
+    share += f", whose passes took {passes}" if passes and saved and saved.value else ""
+    return Answer(question, small.variant, figure(small.value, "B"), _beside(share, asked, small))
 
 
 def _asked(results: Results) -> dict[str, Verdict]:

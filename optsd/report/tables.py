@@ -164,13 +164,14 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
 
 
 def _stands_out(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> bool:
-    """Whether it is another's than the baseline's, and their intervals have nothing in common, where they have one."""
+    """Whether it is another's than the baseline's, and has nothing in common with the baseline's interval, if any."""
     base = rows.get(("baseline", row.metric))
     if row.variant == "baseline":
         return False
-    if base is None or None in (row.low, row.high, base.low, base.high):
+    if base is None or base.low is None or base.high is None or row.value is None:
         return True
-    return row.low > base.high or row.high < base.low  # type: ignore[operator]
+    low, high = (row.value if end is None else end for end in (row.low, row.high))
+    return low > base.high or high < base.low
 
 
 def _disagreement(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> str:

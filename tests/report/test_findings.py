@@ -152,6 +152,23 @@ def test_the_baseline_may_need_the_least_memory(results):
     assert (last.question, last.variant, last.reason) == ("Least memory", "baseline", "no variant's peak is lower")
 
 
+def test_less_memory_is_less_than_in_any_pass_of_the_baseline(results):
+    least = min(row.value for row in results.measurements if row.metric == "peak_memory_bytes")
+
+    def after(low, high):
+        def passes(row):
+            is_it = (row.variant, row.metric) == ("baseline", "peak_memory_bytes")
+            return dataclasses.replace(row, low=low, high=high) if is_it else row
+
+        return answers(dataclasses.replace(results, measurements=tuple(map(passes, results.measurements))))[-1]
+
+    assert after(1.01 * least, 1e9).variant == "int4+flash"
+    assert "% less than the baseline, whose passes took 200" in after(1.01 * least, 1e9).reason
+    within = after(0.99 * least, 1e9)
+    assert (within.question, within.variant, within.figure) == ("Least memory", "", "none for sure")
+    assert within.reason.startswith("no variant's peak lies below all passes of the baseline, 19")
+
+
 def test_a_run_without_figures_has_no_answers(results):
     assert answers(dataclasses.replace(results, measurements=())) == []
 

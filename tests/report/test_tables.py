@@ -84,6 +84,20 @@ def test_nothing_is_bold_inside_the_noise(results):
     assert not any(cell.best for cell in speedup.cells)
 
 
+def test_a_peak_within_the_passes_of_the_baseline_is_not_bold(results):
+    def peak_of(low, high):
+        def passes(row):
+            is_it = (row.variant, row.metric) == ("baseline", "peak_memory_bytes")
+            return dataclasses.replace(row, low=low, high=high) if is_it else row
+
+        few = dataclasses.replace(results, measurements=tuple(map(passes, results.measurements)))
+        columns = {column.metric: column for column in overview(few).columns}
+        return [cell.best for cell in columns["peak_memory_bytes"].cells]
+
+    assert not any(peak_of(1, 2**40))
+    assert peak_of(2**39, 2**40).count(True) == peak_of(None, None).count(True)
+
+
 def test_seconds_that_disagree_with_the_speedup_say_why(results):
     def slowed(row):
         late = row.metric == "latency_s" and row.variant == "int8"
