@@ -9,6 +9,7 @@ import pytest
 
 from optsd.errors import OptsdError, Unsupported
 from optsd.judge.sequential import decide
+from optsd.judge.verdicts import is_of_build
 from optsd.measure.builds import Worker, check_build, other_build, this_build
 from optsd.measure.turns import Turns, in_turn
 from optsd.records import Workload
@@ -52,14 +53,17 @@ class Rivals:
                 for worker in (self.ours, self.theirs):
                     say(f"{variant}: {worker.build.name} loads {workload.model}")
                     worker.make(self.model, variant, self.device, workload)
-                start = time.monotonic()
+                start, share_s = time.monotonic(), self.budget.share_s()
                 turns = in_turn(
                     self.theirs.seconds,
                     self.ours.seconds,
                     lambda ratios: decide(ratios, self.tolerance) != "insufficient data",
-                    self.budget.share_s(),
+                    share_s,
                     most=most,
-                    say=lambda number: say(f"{variant}: against {self.theirs.build.name}, round {number}"),
+                    say=lambda number: say(
+                        f"{variant}: against {self.theirs.build.name}, round {number}, "
+                        f"{time.monotonic() - start:.0f} s of at most {share_s:.0f}"
+                    ),
                 )
         finally:
             self.budget.shares -= 1
@@ -121,6 +125,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = wanted
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    option = config.getoption
+    if not option("--against"):
+        return []
+    most = "" if option("--rounds") is None else f", or {option('--rounds')} rounds of each variant"
+    timed = f"until it is clear, in at most {option('--time-budget'):g} s of timing for all variants{most}"
+    return [f"against {option('--against')}: {timed}; the same is ±{option('--against-tolerance'):g} %"]
+
+
 @contextmanager
 def failing_in_one_line() -> Iterator[None]:
     """What a build says that cannot be driven, dies or hangs is about it, and not about this code: no traceback."""
@@ -129,14 +142,15 @@ def failing_in_one_line() -> Iterator[None]:
     except Unsupported as error:
         pytest.skip(str(error))
     except OptsdError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.fixture(scope="session")
-def rivals(pytestconfig: pytest.Config) -> Iterator[Rivals]:
+def rivals(pytestconfig: pytest.Config, progress: Say) -> Iterator[Rivals]:
     """Both builds, each in its process."""
     option = pytestconfig.getoption
     with ExitStack() as stack, failing_in_one_line():
+        progress(f"checking out {option('--against')}")
         build = stack.enter_context(other_build(option("--against"), pytestconfig.rootpath))
         theirs = stack.enter_context(closing(Worker(build)))
         ours = stack.enter_context(closing(Worker(this_build(pytestconfig.rootpath))))
@@ -151,5 +165,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section(f"against {config.getoption('--against')}")
     recorder = config.stash[RECORDER]
     for verdict in () if recorder.empty else recorder.judged().verdicts:
-        if verdict.metric == "speedup_against":
+        if is_of_build(verdict):
             terminalreporter.line(f"{verdict.status:<18} {verdict.variant}: {verdict.note}")

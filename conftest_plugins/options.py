@@ -167,7 +167,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     collected, order = session.config.stash.get(_COLLECTED, {}), [*session.config.stash[VARIANTS], None]
 
     def place(item: pytest.Item) -> tuple[bool, int, int]:
-        return item.get_closest_marker("claims") is not None, order.index(_variant_of(item)), collected.get(item, 0)
+        return item.get_closest_marker("claims") is not None, order.index(variant_of(item)), collected.get(item, 0)
 
     ordered = iter(sorted(filter(_is_bench, session.items), key=place))
     session.items[:] = [next(ordered) if _is_bench(item) else item for item in session.items]
@@ -181,7 +181,8 @@ def _unnamed(item: pytest.Item, named: set[str]) -> bool:
     return any(item.get_closest_marker(name) and name not in named for name in BY_NAME)
 
 
-def _variant_of(item: pytest.Item) -> str | None:
+def variant_of(item: pytest.Item) -> str | None:
+    """The variant or subject that a bench is about; None for what is about none, or about all."""
     callspec = getattr(item, "callspec", None)
     variant = callspec.params.get("variant") if callspec else None
     return variant if isinstance(variant, str) else None

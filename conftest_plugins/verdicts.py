@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +18,36 @@ import pytest
 from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate import published
+from optsd.files import check_writable
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
-from optsd.judge.expectations import Baselines, Claims
+from optsd.judge.expectations import Baselines, Claims, machine_name
+from optsd.judge.outcome import QUESTIONS, Outcome
 from optsd.judge.reading import read_all_claims, read_baselines
 from optsd.judge.recording import baseline_file, update
 from optsd.judge.regressions import judge_regressions
 from optsd.judge.repeat import judge_repeats
 from optsd.judge.statistics import FEWEST_ROUNDS
-from optsd.judge.verdicts import failing, nothing_was_judged, said_at_last
+from optsd.judge.verdicts import is_of_build
 from optsd.measure.environment import Watch
 from optsd.records import Results, Verdict
 
 from . import kept, ledgers
 from .estimates import beside_bounds
-from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device
+from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device, resolve
 from .results import JUDGE, RECORDER
 
 CLAIMS = pytest.StashKey[Claims]()
 _CHOSEN = pytest.StashKey[Chosen]()
-_OUTCOME = pytest.StashKey["Outcome"]()
+_OUTCOME = pytest.StashKey[Outcome]()
 
-QUESTIONS = {"--against": "AGAINST", "--gate": "GATE", "--claims": "CLAIMS", "--quality": "QUALITY"}
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
 NEED_ROUNDS = ("--gate", "--expected-update")
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
 
 _FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-
-
-@dataclass
-class Outcome:
-    """What the verdicts mean for the exit status, and what the terminal says of them."""
-
-    failed: list[Verdict] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    must_fail: bool = False
-    recorded: int = 0  # figures, with --expected-update
-    why: str = ""  # nothing was judged
 
 
 class _ClaimsOption(argparse.Action):
@@ -193,8 +183,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    if not session.config.option.collectonly:
-        session.config.stash[WATCH] = Watch()
+    config = session.config
+    if config.option.collectonly:
+        return
+    if session.items and not hasattr(config, "workerinput"):
+        _check_files(config)
+        if config.getoption("--gate"):
+            _refuse_without_record(config)
+    config.stash[WATCH] = Watch()
+
+
+def _check_files(config: pytest.Config) -> None:
+    """What is written at the end can be written: found out now."""
+    out, expected = config.getoption("--claim-out"), config.getoption("--expected")
+    try:
+        if out and (config.rootpath / out).is_dir():
+            raise BadInput(f"--claim-out {out} is a folder", "name a file")
+        if out:
+            check_writable((config.rootpath / out).parent, "--claim-out")
+        if config.getoption("--expected-update"):
+            check_writable(config.rootpath / expected, "--expected")
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _refuse_without_record(config: pytest.Config) -> None:
+    """What a gate compares with must be there before hours are spent on the other half."""
+    from optsd.measure.environment import machine
+
+    workload, folder = resolve(config), config.rootpath / config.getoption("--expected") / "baselines"
+    file = folder / f"{machine_name(machine(config.stash.get(DEVICE, 'cpu')), workload.device)}.json"
+    if not file.is_file():
+        raise pytest.UsageError(f"--gate: this machine has no {file}; record it with --expected-update")
+    if read_baselines(file).run(workload) is None:
+        raise pytest.UsageError(f"--gate: {file} has no run of this workload; record it with --expected-update")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -218,9 +240,10 @@ def judge(config: pytest.Config, results: Results) -> Results:
         )
     chosen = config.stash[VARIANTS]
     verdicts = list(results.verdicts)
-    if config.getoption("--against", None) and nothing_was_judged(verdicts):
-        outcome.must_fail = True
-        outcome.lines.append("--against decided nothing; give it more time with --time-budget, or fewer variants")
+    if config.getoption("--against", None):
+        found = tuple(filter(is_of_build, verdicts))
+        more = "give it more time with --time-budget, or fewer variants"
+        outcome.answer("--against", found, more if found else "no variant ran in both builds")
     if CLAIMS in config.stash:
         claims, others = config.stash[CLAIMS], config.stash[_CHOSEN].others
         elsewhere = [row for group in others for row in judge_claims(group, results)]
@@ -241,6 +264,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
         # Without a file there is nothing to say, unless a gate was asked for.
         if baselines or config.getoption("--gate"):
             rows = ledgers.with_places(config, judge_regressions(baselines, results, chosen), results)
+            if not config.getoption("--gate"):  # what was never recorded is news to a gate alone
+                rows = tuple(row for row in rows if row.status != "no baseline")
             verdicts += _noted(config, "--gate", rows)
             _offer_tightening(outcome, rows)
         if not results.complete and (config.getoption("--repeat") > 1 or config.getoption("--expected-update")):
@@ -256,11 +281,10 @@ def judge(config: pytest.Config, results: Results) -> Results:
         if config.getoption("--expected-update"):
             written: Baselines = update(file, results)
             ledgers.record(config, results)
-            outcome.must_fail = True
             outcome.recorded = sum(len(run.rows) for run in written.runs if run.workload == results.workload)
             outcome.lines.append(f"recorded {outcome.recorded} figures in {file}")
     except OptsdError as error:
-        outcome.must_fail = True
+        outcome.broken = True
         outcome.lines.append(str(error))
     results = replace(results, verdicts=tuple(verdicts))
     write_action_benchmark(results, folder)
@@ -285,17 +309,17 @@ def _kept_bounds(config: pytest.Config, groups: Iterable[Claims]) -> tuple[dict[
 def exit_status(config: pytest.Config, status: int) -> int:
     """pytest's own status, or 1 where a verdict fails the run that pytest thinks well of."""
     outcome = config.stash[_OUTCOME]
-    if status in _FINE and (outcome.failed or outcome.must_fail):
-        return pytest.ExitCode.TESTS_FAILED
-    return status
+    outcome.broken = outcome.broken or status not in _FINE
+    return pytest.ExitCode.TESTS_FAILED if status in _FINE and outcome.fails else status
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     outcome = config.stash[_OUTCOME]
-    if not outcome.failed and not outcome.lines:
+    failed = [row for row in outcome.failed if row not in outcome.answers.get("--against", ())]  # has its own section
+    if not failed and not outcome.lines:
         return
     terminalreporter.section("verdicts")
-    for verdict in outcome.failed:
+    for verdict in failed:
         terminalreporter.line(f"{verdict.status.upper()} {verdict.variant} {verdict.metric}: {verdict.note}")
     for line in outcome.lines:
         terminalreporter.line(line)
@@ -311,38 +335,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if not results.complete:
         count = len({row.variant for row in results.measurements})
         reporter.write_line(f"INCOMPLETE: interrupted; there are figures of {count} variants", yellow=True, bold=True)
-    for option, name in QUESTIONS.items():
-        if config.getoption(option, None):
-            rows = [row for row in results.verdicts if row.status != "not comparable" or row in outcome.failed]
-            has_failed = bool(outcome.failed or outcome.must_fail)
-            line = said_at_last(name, rows, outcome.failed, has_failed)
-            if has_failed and not outcome.failed and outcome.why:
-                line = f"{name} FAILED: nothing could be judged: {outcome.why}"
-            reporter.write_line(line, red=has_failed, green=not has_failed, bold=True)
-            break
+    asked = [option for option in QUESTIONS if config.getoption(option, None)]
+    for line, bad in outcome.at_last(asked, results.complete):
+        reporter.write_line(line, red=bad, green=not bad, bold=True)
     if outcome.recorded:
-        asked = "look at the difference, commit it, then --gate; status 1 on purpose"
-        reporter.write_line(f"RECORDED {outcome.recorded} figures: {asked}", yellow=True, bold=True)
+        then = "look at the difference, commit it, then --gate; status 1 on purpose"
+        reporter.write_line(f"RECORDED {outcome.recorded} figures: {then}", yellow=True, bold=True)
 
 
 def _noted(config: pytest.Config, option: str, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
     """Remember what fails the run, if the option asks for it."""
     if config.getoption(option):
-        outcome = config.stash[_OUTCOME]
-        outcome.failed += failing(verdicts, gate=True)
-        if nothing_was_judged(verdicts):
-            outcome.must_fail = True
-            outcome.why = _why_nothing(verdicts)
-            if option == "--gate" and verdicts and verdicts[0].status == "not comparable":
-                outcome.why += "; record again with --expected-update"
-            outcome.lines.append(f"{option} judged nothing: {outcome.why}")
+        config.stash[_OUTCOME].answer(option, verdicts)
     return verdicts
-
-
-def _why_nothing(verdicts: tuple[Verdict, ...]) -> str:
-    if not verdicts:
-        return "no row is about the variants of this run"
-    return f"{verdicts[0].status}, {verdicts[0].note}"
 
 
 def _offer_tightening(outcome: Outcome, verdicts: Iterable[Verdict]) -> None:

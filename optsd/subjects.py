@@ -11,7 +11,6 @@ dictionary or functions that return them.
 """
 
 import importlib
-import importlib.util
 import inspect
 import json
 import re
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optsd import sources
 from optsd.data import prompt_files
 from optsd.errors import BadInput, NotFound
 from optsd.records import Workload
@@ -116,7 +116,10 @@ Subject = Drawer | Folder
 
 
 def parse(text: str, folder: Path) -> Subject:
-    """`name=package.module:callable` or `name=folder/`, the latter relative to `folder`. Raises BadInput, NotFound."""
+    """`name=package.module:callable` or `name=folder/`, the latter relative to `folder`.
+
+    Raises BadInput, NotFound: for a module or a name in it too that its source does not have. Runs none of its code.
+    """
     name, equals, target = text.partition("=")
     if not equals or not target or not _NAME.fullmatch(name):
         raise BadInput(f"--subject {text} is no subject", "write NAME=package.module:callable, or NAME=FOLDER")
@@ -129,14 +132,7 @@ def parse(text: str, folder: Path) -> Subject:
         return theirs
     if not _TARGET.fullmatch(target):
         raise NotFound(f"--subject {name}: there is no folder {target}", "name one, or package.module:callable")
-    package = target.partition(":")[0].partition(".")[0]
-    if not any((folder / package).with_suffix(suffix).exists() for suffix in ("", ".py")):
-        try:
-            known = importlib.util.find_spec(package) is not None
-        except (ImportError, ValueError):
-            known = False
-        if not known:
-            raise NotFound(f"--subject {name}: no module {package!r}", f"install it, or run where {package} lies")
+    sources.check(target, folder, f"--subject {name}")
     return Drawer(name, target, folder)
 
 

@@ -55,13 +55,29 @@ def test_check_says_what_is_out_of_date(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_is_written_is_what_it_should_be(tmp_path: Path) -> None:
     init.main([str(tmp_path)])
     ast.parse((tmp_path / "bench" / "subjects.py").read_text())
-    words = (tmp_path / "bench" / "args").read_text().splitlines()
+    first, *more = (tmp_path / "bench" / "args").read_text().splitlines()
+    assert first == "@bench/variants"  # which argparse reads in its place
+    words = (tmp_path / "bench" / "variants").read_text().splitlines() + more
     assert pytest_plugin.joined(words) == words
     assert all(word.partition("=")[0] in pytest_plugin.TAKE_A_VALUE for word in words)
     for name in ("cpu", "gpu"):
         text = (tmp_path / ".github" / "workflows" / f"optsd-{name}.yml").read_text()
         assert "optsd bench @bench/args" in text
         assert "\t" not in text
+
+
+def test_the_workflow_of_any_runner_gates_what_needs_no_machine(tmp_path: Path) -> None:
+    """With the variants alone: an estimate and another build refuse subjects, and rounds would cut the latter short."""
+    init.main([str(tmp_path)])
+    text = (tmp_path / ".github" / "workflows" / "optsd-cpu.yml").read_text()
+    assert "- run: optsd bench @bench/variants --device=estimate:a100 --gate\n" in text
+    assert '- run: optsd bench @bench/variants "--against=origin/$BASE" ' in text
+    variants = (tmp_path / "bench" / "variants").read_text()
+    assert "--subject" not in variants
+    assert "--rounds" not in variants
+    ours = (ROOT / ".github" / "workflows" / "cpu.yml").read_text()
+    assert "--device=estimate:a100 --gate" in ours
+    assert "--against=origin/$BASE" in ours
 
 
 def test_its_options_are_read_in_any_folder(tmp_path: Path) -> None:
@@ -75,6 +91,17 @@ def test_its_options_are_read_in_any_folder(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "--subject=mine=bench.subjects:Mine" in json.loads(done.stdout)
+
+
+def test_a_file_of_options_may_name_another(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    init.main([str(pytester.path)])
+    (pytester.path / "bench" / "__init__.py").write_text("")  # so that this checkout's own is not found before it
+    words = ["-p", "conftest_plugins.options", "-p", "conftest_plugins.results", "-p", "conftest_plugins.verdicts"]
+    pytester.makepyfile("def test_it(pytestconfig): assert 0, pytestconfig.getoption('--variant')")
+    monkeypatch.syspath_prepend(pytester.path)
+    result = pytester.runpytest_inprocess(*words, "@bench/args", "--collect-only")
+    result.stdout.fnmatch_lines(["optsd: model shapes, 2 variants and 1 subject, *"])
 
 
 def test_the_command_becomes_pytest(monkeypatch: pytest.MonkeyPatch) -> None:

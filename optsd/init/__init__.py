@@ -15,6 +15,7 @@ from optsd.files import read_text, write_atomically
 TEMPLATES = Path(__file__).parent / "files"
 FILES = {
     # where it goes -> what it is made of
+    "bench/variants": "variants",
     "bench/args": "args",
     "bench/subjects.py": "subjects.py",
     "bench/README.md": "README.md",
@@ -22,14 +23,17 @@ FILES = {
     ".github/workflows/optsd-cpu.yml": "github/cpu.yml",
     ".github/workflows/optsd-gpu.yml": "github/gpu.yml",
 }
+_WORDS = ("args", "variants")
+"""pytest reads every line of these as a word: there is no room for a stamp."""
 _MARK = "@STAMP@"
 _STAMP = re.compile(r"optsd init ([0-9a-f]{12})")
 _NEXT = """
 next:
-  1. put your pipeline into bench/subjects.py, or a model's name or folder into bench/args
+  1. put your pipeline into bench/subjects.py, or a model's name or folder into bench/variants
   2. optsd bench @bench/args                                      see what it does
   3. optsd bench @bench/args --expected-update                    record this machine; commit expected/
   4. optsd bench @bench/args --gate                               from then on: red when it has become worse
+  5. the first lines of .github/workflows/optsd-cpu.yml           two gates for any runner: record what they compare
 bench/README.md explains the rest."""
 
 
@@ -76,7 +80,7 @@ def _status(file: Path, template: str) -> str:
     if not file.exists():
         return "missing"
     stamp = _STAMP.search(read_text(file, "give permission to read it, or move it away"))
-    if template == "args":  # pytest reads every line of it as a word: there is no room for a stamp
+    if template in _WORDS:
         return "current"
     return "without its stamp" if stamp is None else "current" if stamp[1] == _stamp(template) else "out of date"
 

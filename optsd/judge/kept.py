@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ERROR = 0.05
 """How often a verdict of `judge_kept` may be wrong."""
+QUESTION = "--quality: "
+"""How the source of its verdicts begins: what they answer."""
 CLIP_RANGE = 0.5
 """A cosine of OpenAI's CLIP is a score as a share of this; no healthy picture has more."""
 
@@ -66,7 +68,7 @@ def judge_kept(
         ours = results.get(variant, metric)
         if not (ours and theirs and ours.samples and len(ours.samples) == len(theirs.samples)):
             note = (ours.note if ours and not ours.samples else "") or why_absent(variant, results)
-            found.append(Verdict(variant, metric, "not measured", None, asked, "", f"--quality: {metric}", note))
+            found.append(Verdict(variant, metric, "not measured", None, asked, "", f"{QUESTION}{metric}", note))
             continue
         pairs = [_of_prompts(metric, row.samples, seeds) for row in (ours, theirs)]
         said = kept(list(zip(*pairs, strict=True)), asked, ERROR)
@@ -74,7 +76,7 @@ def judge_kept(
         note = f"{said.share:.1%} [{said.low:.1%}, {said.high:.1%}] of the baseline's over {said.pictures} prompts"
         if status == "insufficient data" and variant in exact:
             status, note = "kept", f"exact by its mathematics, and no picture says otherwise; {note}"
-        found.append(Verdict(variant, metric, status, said.share, asked, "", f"--quality: {metric}", note))
+        found.append(Verdict(variant, metric, status, said.share, asked, "", f"{QUESTION}{metric}", note))
     return tuple(found)
 
 

@@ -31,7 +31,11 @@ def baseline_file(folder: Path, results: Results) -> Path:
 
 
 def as_run(results: Results, previous: Run | None = None) -> Run:
-    """The figures of a run that are worth recording. Tolerances that a person gave to rows of `previous` are kept."""
+    """The figures of a run that are worth recording. Tolerances that a person gave to rows of `previous` are kept.
+
+    Of a run that was only traced nothing is kept of the machine that traced it: another one would change the file.
+    """
+    traced = results.workload.is_estimate
     rows = tuple(
         _row(found, found.value, pictures_of(found, results), previous)
         for found in results.measurements
@@ -42,10 +46,10 @@ def as_run(results: Results, previous: Run | None = None) -> Run:
         created=results.created,
         rounds=max((len(row.samples) for row in rows), default=0),
         identity=identity(results.machine, results.workload.device),
-        versions=dict(results.machine.get("versions") or {}),
-        kernels={} if results.workload.is_estimate else kernels(results),
+        versions={} if traced else dict(results.machine.get("versions") or {}),
+        kernels={} if traced else kernels(results),
         noise_floor=noise_floor(results),
-        load=dict(results.machine.get("load") or {}),
+        load={} if traced else dict(results.machine.get("load") or {}),
         rows=rows,
     )
 

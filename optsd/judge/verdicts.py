@@ -11,8 +11,7 @@ A claim is judged by the measured value and its tolerance. A regression needs th
 change beyond the tolerance; `ok` needs all of it within; what lies across the limit is `insufficient data`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from optsd.metrics import METRICS, metric, zero_is_a_figure
@@ -26,8 +25,6 @@ PASSING = frozenset({"reproduced", "exceeded", "ok", "improved", "faster", "same
 TIMES = ("s", "×", "images/s")
 """Units of metrics whose `samples` are single readings of a clock, which differ from round to round."""
 
-_MOST_NAMED = 3
-
 QUIET_CPU_SHARE = 0.10
 """Above this share of the CPU used by others, seconds of two sessions say more about the others than about the code."""
 
@@ -38,23 +35,14 @@ def failing(verdicts: Iterable[Verdict], gate: bool) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.status in statuses]
 
 
-def said_at_last(question: str, verdicts: Iterable[Verdict], failed: Sequence[Verdict], has_failed: bool) -> str:
-    """The answer of a gate in one line: `GATE FAILED: int8 speedup regressed; 30 ok, 4 insufficient data`.
-
-    `question` is what was asked (gate, claims, against), `failed` are the verdicts that fail the run. What was neither
-    passed nor failed is counted, as it did not decide.
-    """
-    counts = Counter(row.status for row in verdicts if row not in failed)
-    named = [f"{row.variant} {row.metric} {row.status}" for row in failed[:_MOST_NAMED]]
-    if more := len(failed) - len(named):
-        named.append(f"{more} more")
-    said = [", ".join(part) for part in (named, [f"{count} {status}" for status, count in counts.items()]) if part]
-    return f"{question} {'FAILED' if has_failed else 'PASSED'}" + (f": {'; '.join(said)}" if said else "")
-
-
 def nothing_was_judged(verdicts: Iterable[Verdict]) -> bool:
     """Whether no row could be decided at all. A gate that judged nothing has not passed."""
     return not any(verdict.status in PASSING | FAILING for verdict in verdicts)
+
+
+def is_of_build(row: Verdict) -> bool:
+    """Whether it says how this build compares with another one (`--against`)."""
+    return row.metric == "speedup_against"
 
 
 def flaw(found: Measurement) -> str:

@@ -1,16 +1,16 @@
 """What a reader asks first: which variant to use, what disturbed the run, and what it did not find out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from optsd.judge.kept import ERROR, fewest
-from optsd.judge.verdicts import noise_of
-from optsd.records import Measurement, Results, is_finite
+from optsd.judge.kept import ERROR, QUESTION, fewest
+from optsd.judge.verdicts import joined, noise_of
+from optsd.records import Measurement, Results, Verdict, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
 
 KEPT = 0.95
-_KEPT = "95\N{NO-BREAK SPACE}%"
-"""The guide allows 5 % of quality: a variant that keeps less of any judged quality metric is not recommended."""
+"""The guide allows 5 % of quality: a variant that keeps less of any judged quality metric is not recommended. Where
+`--quality` asked for another share, that decides."""
 
 JUDGED = ("fid", "is", "clip", "fid_shapes", "is_shapes", "clip_shapes", "objects_right")
 """The metrics whose retention decides. KID is near zero, where a ratio means nothing; LPIPS of the baseline is zero."""
@@ -33,33 +33,70 @@ class Answer:
 
 def answers(results: Results) -> list[Answer]:
     """The fastest, the smallest, and the fastest whose pictures stay as good. Of an estimate the smallest alone: the
-    bounds of its times are no advice."""
-    rows = index(results)
-    variants = all_variants(results)
-    found = [] if results.workload.is_estimate else _fastest(results, rows, variants)
-    small = _best(rows, variants, "peak_memory_bytes")
-    if small and small.value is not None:
-        saved = rows.get((small.variant, "memory_reduction"))
-        share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
-        if small.variant == "baseline":
-            share = "no variant's peak is lower"
-        found.append(Answer("Least memory", small.variant, figure(small.value, "B"), share))
+    bounds of its times are no advice. What `--quality` found to have lost its quality is no answer to any of them."""
+    rows, asked = index(results), _asked(results)
+    lost = [variant for variant, verdict in asked.items() if verdict.status == "lost"]
+    variants = tuple(variant for variant in all_variants(results) if variant not in lost)
+    found = [] if results.workload.is_estimate else _fastest(results, rows, variants, asked)
+    if small := _least_memory(rows, variants, asked):
+        found.append(small)
+    if found and lost:
+        last = found[-1]
+        found[-1] = replace(last, reason=f"{last.reason}; left out, as their quality was lost: {', '.join(lost)}")
     return found
 
 
-def _fastest(results: Results, rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]) -> list[Answer]:
+def _least_memory(
+    rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], asked: dict[str, Verdict]
+) -> Answer | None:
+    question, small = "Least memory", _best(rows, variants, "peak_memory_bytes")
+    if small is None or small.value is None:
+        return None
+    base = rows.get(("baseline", small.metric))
+    passes = interval(base) if base is not None else ""
+    if small.variant == "baseline":
+        return Answer(question, small.variant, figure(small.value, "B"), "no variant's peak is lower")
+    if base is not None and small.value >= _ends(base)[0] and passes:
+        reason = f"no variant's peak lies below all passes of the baseline, {passes}"
+        return Answer(question, "", "none for sure", reason)
+    saved = rows.get((small.variant, "memory_reduction"))
+    share = f"{figure(saved.value, 'fraction')} less than the baseline" if saved and saved.value else "peak memory"
+    share += f", whose passes took {passes}" if passes and saved and saved.value else ""
+    return Answer(question, small.variant, figure(small.value, "B"), _beside(share, asked, small))
+
+
+def _asked(results: Results) -> dict[str, Verdict]:
+    """What `--quality` found of each variant; empty where it was not asked."""
+    return {row.variant: row for row in results.verdicts if row.source.startswith(QUESTION)}
+
+
+def _beside(reason: str, asked: dict[str, Verdict], row: Measurement) -> str:
+    """A reason that is not about quality, and what `--quality` could not say of that variant."""
+    verdict = asked.get(row.variant)
+    return joined(reason, f"quality: {verdict.status}" if verdict and verdict.status != "kept" else "")
+
+
+def _fastest(
+    results: Results, rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], asked: dict[str, Verdict]
+) -> list[Answer]:
     fast, found = _best(rows, variants, "speedup"), []
+    share = next((row.expected for row in asked.values() if row.expected), KEPT)
     keeping = {variant: kept for variant in variants if (kept := _retentions(rows, variant))}
-    good = tuple(variant for variant, kept in keeping.items() if min(map(_share, kept)) >= KEPT)
+    unknown = [variant for variant, verdict in asked.items() if verdict.status == "not measured"]
+    good = tuple(
+        variant for variant, kept in keeping.items() if variant not in unknown and min(map(_share, kept)) >= share
+    )
     use = _best(rows, good, "speedup")
     if use:
-        reason = f"{_how_sure(results, use.variant, keeping[use.variant])}{_tie(rows, use, good)}"
-        found.append(Answer("Fastest with the quality kept", use.variant, _amount(use), reason))
+        sure = _how_sure(results, use.variant, keeping[use.variant], share, asked)
+        found.append(
+            Answer("Fastest with the quality kept", use.variant, _amount(use), f"{sure}{_tie(rows, use, good)}")
+        )
     elif fast:
         reason = (
             "quality was not measured"
             if not keeping
-            else f"no variant that is faster than the baseline keeps {_KEPT} of every quality metric"
+            else f"no variant that is faster than the baseline keeps {_percent(share)} of every quality metric"
         )
         found.append(Answer("Fastest with the quality kept", "", "unknown" if not keeping else "none", reason))
     elif any(variant != "baseline" and (variant, "speedup") in rows for variant in variants):
@@ -67,7 +104,7 @@ def _fastest(results: Results, rows: dict[tuple[str, str], Measurement], variant
         found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
         reason = f"{_quality_in_words(keeping, fast.variant)}{_tie(rows, fast, variants)}"
-        found.append(Answer("Fastest", fast.variant, _amount(fast), reason))
+        found.append(Answer("Fastest", fast.variant, _amount(fast), _beside(reason, asked, fast)))
     return found
 
 
@@ -111,18 +148,29 @@ def _share(row: Measurement) -> float:
     return row.value or 0.0
 
 
-def _how_sure(results: Results, variant: str, kept: list[Measurement]) -> str:
-    """Whether more than the figures says that a variant keeps its quality: its mathematics, or the intervals of enough
-    pictures. Equal pictures have an interval of no width, however few they are."""
-    all_of_it = f"at least {_KEPT} of every judged quality metric"
+def _how_sure(results: Results, variant: str, kept: list[Measurement], share: float, asked: dict[str, Verdict]) -> str:
+    """Whether more than the figures says that a variant keeps its quality: the verdict of `--quality`, its mathematics,
+    or the intervals of enough pictures. Equal pictures have an interval of no width, however few they are."""
+    all_of_it = f"at least {_percent(share)} of every judged quality metric"
+    if verdict := asked.get(variant):
+        told = f"--quality {share:g}: {verdict.status}, {verdict.note}"
+        return (
+            f"it keeps {all_of_it}; {told}"
+            if verdict.status == "kept"
+            else f"{all_of_it} is kept by its figures; {told}"
+        )
     if any(technique.exact for technique in results.techniques if technique.variant == variant):
         return f"it keeps {all_of_it}, and is exact by its mathematics; least of {_kept_of(min(kept, key=_share))}"
-    pictures, least = sum(row.get("variant") == variant for row in results.images), fewest(KEPT, ERROR)
+    pictures, least = sum(row.get("variant") == variant for row in results.images), fewest(share, ERROR)
     weakest = min(kept, key=lambda row: _ends(row)[0])
-    if _ends(weakest)[0] >= KEPT and pictures >= least:
+    if _ends(weakest)[0] >= share and pictures >= least:
         return f"it keeps {all_of_it}, by the whole intervals; least of {_kept_of(weakest)}"
     told = f"{all_of_it} is kept by its figures; {pictures or 'the'} pictures do not show it"
-    return f"{told}: {_kept_of(weakest)}" if _ends(weakest)[0] < KEPT else f"{told}, which takes {least} or more"
+    return f"{told}: {_kept_of(weakest)}" if _ends(weakest)[0] < share else f"{told}, which takes {least} or more"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}\N{NO-BREAK SPACE}%"
 
 
 def _kept_of(row: Measurement) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from optsd.judge.verdicts import is_of_build
 from optsd.metrics import METRICS, Metric, metric
 from optsd.records import Measurement, Results
 
@@ -163,13 +164,14 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
 
 
 def _stands_out(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> bool:
-    """Whether it is another's than the baseline's, and their intervals have nothing in common, where they have one."""
+    """Whether it is another's than the baseline's, and has nothing in common with the baseline's interval, if any."""
     base = rows.get(("baseline", row.metric))
     if row.variant == "baseline":
         return False
-    if base is None or None in (row.low, row.high, base.low, base.high):
+    if base is None or base.low is None or base.high is None or row.value is None:
         return True
-    return row.low > base.high or row.high < base.low  # type: ignore[operator]
+    low, high = (row.value if end is None else end for end in (row.low, row.high))
+    return low > base.high or high < base.low
 
 
 def _disagreement(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> str:
@@ -178,6 +180,23 @@ def _disagreement(row: Measurement, rows: dict[tuple[str, str], Measurement]) ->
     if base is None or own is None or not base.value or not own.value or row.low is None or row.high is None:
         return ""
     return "" if row.low <= base.value / own.value <= row.high else SIDE_BY_SIDE
+
+
+def one_line(results: Results, variant: str) -> str:
+    """What a run has found of a variant so far, and what of it failed or was skipped: `0.160 s / image, speedup 1.05×
+    (1.04× to 1.06×), peak memory 258 MiB`. Empty for nothing."""
+    rows = index(results)
+    cost = [name for name in BESIDE_SPEED if (variant, name) in rows][:1]
+    said = [f"{row.status}, {row.note}" for row in results.verdicts if row.variant == variant and is_of_build(row)]
+    for name in (*MAIN[:3], "energy_j", *cost):
+        row = rows.get((variant, name))
+        if row is not None and row.value is not None:
+            bounds, amount = interval(row), figure(row.value, metric_of(name).unit)
+            amount = f"{amount} / image" if name == "latency_s" else f"{metric_of(name).label} {amount}"
+            at_best = " at best" if results.workload.is_estimate and name in MAIN[:2] else ""
+            said.append(amount + (f" ({bounds})" if bounds and name == "speedup" else "") + at_best)
+    failed = [row for row in results.failures if row.get("variant") == variant]
+    return ", ".join(said + [f"{str(row.get('stage')).removeprefix('test_')}: {row.get('reason')}" for row in failed])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

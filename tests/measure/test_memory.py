@@ -66,3 +66,21 @@ def test_an_error_of_the_child_reaches_the_parent(tmp_path) -> None:
     workload = Workload("folder", "cpu", "float32", 2, 5.0, 64, 64, 1)
     with pytest.raises(OptsdError, match=r"model_index.json is missing; give a whole diffusers folder"):
         memory.peak_memory(str(tmp_path), "baseline", "cpu", "float32", workload)
+
+
+def test_the_bench_takes_the_baseline_in_three_passes_and_says_how_far_they_lay_apart():
+    from bench import test_memory as bench
+
+    measured = {}
+    recorder = SimpleNamespace(
+        measure=lambda variant, name, value, *rest, **more: measured.update({(variant, name): (value, *rest)}),
+        results=lambda: SimpleNamespace(
+            get=lambda *_: SimpleNamespace(value=measured["baseline", "peak_memory_bytes"][0])
+        ),
+    )
+    peaks = iter([104, 100, 101, 90])
+    for variant in ("baseline", "int8"):
+        bench.test_memory(variant, lambda _: memory.PeakMemory(next(peaks), 7, (1, 2)), recorder, None)
+    assert measured["baseline", "peak_memory_bytes"] == (101, (100, 104), (1, 2), "the range of 3 passes")
+    assert measured["int8", "peak_memory_bytes"] == (90, None, (1, 2), "one pass")
+    assert measured["int8", "memory_reduction"][0] == 1 - 90 / 101

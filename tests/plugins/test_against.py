@@ -7,6 +7,7 @@ import made_up_build
 import numpy  # noqa: F401 - pytester forgets what a run imported, and NumPy cannot be imported twice
 import pytest
 
+import optsd.optimizations.attention  # likewise, with torch: `--variant=flash` imports it
 import optsd.report  # noqa: F401 - likewise: imported anew it would not be the one that is replaced
 from optsd.records import Results
 
@@ -50,6 +51,7 @@ def test_a_build_that_is_slower_fails_and_says_by_how_much(project):
     result = project("--time-budget=60", seconds=0.02)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["slower * flash: +*% in time [[]*], * rounds, * s"])
+    result.stdout.fnmatch_lines(["AGAINST FAILED: baseline speedup_against slower, flash speedup_against slower"])
     found = {row.variant: row for row in project.results().verdicts}
     assert found["flash"].status == found["baseline"].status == "slower"
     assert 0.3 < project.results().get("flash", "speedup_against").value < 0.7
@@ -58,14 +60,24 @@ def test_a_build_that_is_slower_fails_and_says_by_how_much(project):
 def test_a_build_that_is_faster_passes(project):
     result = project("--time-budget=60", seconds=0.004)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["faster * flash: -*% in time *"])
+    result.stdout.fnmatch_lines(["faster * flash: -*% in time *", "AGAINST PASSED: 2 faster"])
+
+
+def test_in_a_pipe_each_variant_says_what_was_found_when_it_has_ended(project):
+    header = "against main: until it is clear, in at most 60 s of timing for all variants; the same is ±5 %"
+    told = [f"{name}: faster, -*% in time *, * rounds, * s*" for name in ("baseline", "flash")]
+    project("--time-budget=60", seconds=0.004).stdout.fnmatch_lines(
+        [header, "test_against.py .", told[0], "test_against.py .", told[1], "=* against main =*"]
+    )
+    quiet = project("--time-budget=60", "-q", seconds=0.004)
+    quiet.stdout.no_fnmatch_line("flash: faster, *")
 
 
 def test_what_could_not_be_decided_has_not_passed(project):
     result = project("--time-budget=60", "--rounds=3", seconds=0.01)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["insufficient data * flash: *, 3 rounds, * s; more --time-budget would tell more"])
-    result.stdout.fnmatch_lines(["--against decided nothing; give it more time*"])
+    result.stdout.fnmatch_lines(["--against judged nothing: give it more time*"])
 
 
 def test_a_variant_that_one_of_them_lacks_is_skipped_with_the_reason(project):
@@ -73,7 +85,7 @@ def test_a_variant_that_one_of_them_lacks_is_skipped_with_the_reason(project):
     result = project(before=broken, seconds=0.01)
     assert result.ret == 1
     assert "this build: no flash here" in project.results().failures[0]["reason"]
-    result.stdout.fnmatch_lines(["--against decided nothing*"])
+    result.stdout.fnmatch_lines(["AGAINST FAILED: nothing could be judged: no variant ran in both builds"])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,7 @@ def test_a_build_that_fails_is_one_line(project, before, message):
     assert result.ret == 1
     result.stdout.fnmatch_lines([f"*{message}"])
     result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*another exception*")
     result.stdout.no_fnmatch_line("*builds.py:*")
 
 

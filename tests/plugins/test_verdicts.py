@@ -51,6 +51,8 @@ def project(pytester, monkeypatch):
     machine = {"cpu": {"name": "Test", "usable_cores": 2}, "versions": {"torch": "2.15"}, "gpus": []}
     monkeypatch.setattr("optsd.measure.environment.machine", lambda device="cpu": dict(machine))
     monkeypatch.setattr("optsd.measure.gpus.found", lambda device="cpu": [])
+    # Whatever else this machine does while the tests run.
+    monkeypatch.setattr("optsd.measure.environment.Watch.read", lambda watch, device: {"others_cpu_share": 0.01})
     monkeypatch.setattr("optsd.report.write", lambda results, folder: None)
     monkeypatch.setattr("optsd.report.print_table", lambda results, console: None)
 
@@ -252,7 +254,7 @@ def last_line(result):
 
 def test_the_last_line_is_the_answer(project):
     record(project)
-    assert last_line(project.run("bench", "--variant=int8", "--gate")) == "GATE PASSED: 2 insufficient data, 1 ok"
+    assert last_line(project.run("bench", "--variant=int8", "--gate")) == "GATE PASSED: 3 ok"
     project.bench(**CPU, speedup=1.0)
     assert last_line(project.run("bench", "--variant=int8", "--gate")).startswith("GATE FAILED: int8 ")
     assert "GATE" not in project.run("bench", "--variant=int8").stdout.str()
@@ -274,12 +276,41 @@ def test_an_improvement_is_offered_and_not_taken(project):
     assert project.baselines.read_bytes() == before
 
 
-def test_a_gate_without_a_baseline_fails(project):
+def test_a_gate_without_a_record_is_refused_before_anything_runs(project):
     result = project.bench(**CPU).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --gate: this machine has no *test-2-cores.json; record it with --expected-*"])
+    assert not (project.path / "reports").exists()
+    record(project)
+    result = project.bench(**CPU | {"dtype": "bfloat16"}).run("bench", "--variant=int8", "--gate")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["ERROR: --gate: *test-2-cores.json has no run of this workload; record it *"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--claim-out=bench"], "--claim-out bench is a folder; name a file"),
+        (["--claim-out=a_file/claims.json"], "--claim-out *a_file cannot be written (*); name another folder"),
+        (["--expected-update", "--expected=a_file"], "--expected *a_file cannot be written (*); name another folder"),
+    ],
+)
+def test_what_could_not_be_written_at_the_end_is_refused_before_anything_runs(project, options, message):
+    (project.path / "a_file").write_text("")
+    result = project.bench(**CPU).run("bench", "--variant=int8", *options)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert not (project.path / "reports").exists()
+
+
+def test_a_variant_that_was_never_recorded_fails_a_gate_and_is_no_news_without_one(project):
+    record(project)
+    project.baselines.write_text(project.baselines.read_text().replace('"int8"', '"int4"'))
+    assert project.run("bench", "--variant=int8").ret == 0
+    assert "no baseline" not in {row.status for row in project.results().verdicts}
+    result = project.run("bench", "--variant=int8", "--gate")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(
-        ["NO BASELINE int8 speedup: this machine has no file; record it with --expected-update"]
-    )
+    result.stdout.fnmatch_lines(["NO BASELINE int8 speedup: *has no row for int8 speedup; record it with *"])
 
 
 def test_a_gate_fails_for_what_was_not_measured(project):

@@ -1,6 +1,8 @@
 import dataclasses
 
-from optsd.records import Measurement
+import pytest
+
+from optsd.records import Measurement, Verdict
 from optsd.report.findings import ESTIMATED, answers, disturbances, missing, said_first
 
 
@@ -58,6 +60,52 @@ def test_quality_that_the_pictures_do_not_show_to_be_kept_is_said_to_be_kept_by_
     assert "exact by its mathematics" in exact.reason
 
 
+def asked(results, share=0.95, **statuses):
+    """The run after `--quality`, which found `kept` but for the variants that are named."""
+    source, names = "--quality: objects_right", {name.replace("_", "+"): said for name, said in statuses.items()}
+    verdicts = [
+        Verdict(variant, "objects_right", names.get(variant, "kept"), 0.9, share, "", source, "90.0% [80.0%, 99.0%]")
+        for variant in results.variants
+        if variant != "baseline"
+    ]
+    return dataclasses.replace(results, verdicts=(*results.verdicts, *verdicts))
+
+
+def test_a_variant_that_lost_its_quality_answers_nothing(results):
+    everywhere = with_retention(results, dict.fromkeys(results.variants, 0.99))
+    assert {answer.variant for answer in answers(everywhere)} == {"int8+flash+kvcache", "int4+flash"}
+    found = answers(asked(everywhere, int8_flash_kvcache="lost", int4_flash="lost"))
+    assert [answer.variant for answer in found] == ["int8+flash", "int8+flash"]
+    assert found[-1].reason.endswith("; left out, as their quality was lost: int4+flash, int8+flash+kvcache")
+    assert "int8+flash+kvcache" not in found[0].reason
+    # Nor one that is merely the fastest.
+    worse = with_retention(results, dict.fromkeys(results.variants, 0.5))
+    assert "int8+flash+kvcache" not in {row.variant for row in answers(asked(worse, int8_flash_kvcache="lost"))}
+
+
+@pytest.mark.parametrize("status", ["insufficient data", "not measured"])
+def test_what_the_pictures_could_not_say_is_said(results, status):
+    everywhere = with_retention(results, dict.fromkeys(results.variants, 0.99))
+    found = {row.question: row for row in answers(asked(everywhere, int8_flash_kvcache=status, int4_flash=status))}
+    fastest = found["Fastest with the quality kept" if status == "insufficient data" else "Fastest"]
+    assert fastest.variant == "int8+flash+kvcache"
+    assert status in fastest.reason
+    assert found["Least memory"].reason.endswith(f"; quality: {status}")
+    kept = answers(asked(everywhere))[0]
+    assert (
+        "it keeps at least 95\N{NO-BREAK SPACE}% of every judged quality metric; --quality 0.95: kept, 90"
+        in kept.reason
+    )
+
+
+def test_the_share_that_was_asked_for_decides(results):
+    kept = with_retention(results, dict.fromkeys(results.variants, 0.92))
+    assert answers(kept)[0].figure == "none"
+    assert answers(asked(kept, 0.9))[0].variant == "int8+flash+kvcache"
+    strict = answers(asked(with_retention(results, dict.fromkeys(results.variants, 0.97)), 0.98))[0]
+    assert (strict.figure, "keeps 98\N{NO-BREAK SPACE}% of every" in strict.reason) == ("none", True)
+
+
 def test_variants_that_may_be_as_fast_are_named(results):
     everywhere = dict.fromkeys(results.variants, 0.99)
     alone = answers(with_retention(results, everywhere))[0]
@@ -102,6 +150,23 @@ def test_the_baseline_may_need_the_least_memory(results):
     rows = [row for row in results.measurements if row.metric != "peak_memory_bytes" or row.variant == "baseline"]
     last = answers(dataclasses.replace(results, measurements=tuple(rows)))[-1]
     assert (last.question, last.variant, last.reason) == ("Least memory", "baseline", "no variant's peak is lower")
+
+
+def test_less_memory_is_less_than_in_any_pass_of_the_baseline(results):
+    least = min(row.value for row in results.measurements if row.metric == "peak_memory_bytes")
+
+    def after(low, high):
+        def passes(row):
+            is_it = (row.variant, row.metric) == ("baseline", "peak_memory_bytes")
+            return dataclasses.replace(row, low=low, high=high) if is_it else row
+
+        return answers(dataclasses.replace(results, measurements=tuple(map(passes, results.measurements))))[-1]
+
+    assert after(1.01 * least, 1e9).variant == "int4+flash"
+    assert "% less than the baseline, whose passes took 200" in after(1.01 * least, 1e9).reason
+    within = after(0.99 * least, 1e9)
+    assert (within.question, within.variant, within.figure) == ("Least memory", "", "none for sure")
+    assert within.reason.startswith("no variant's peak lies below all passes of the baseline, 19")
 
 
 def test_a_run_without_figures_has_no_answers(results):

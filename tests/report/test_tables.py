@@ -1,11 +1,22 @@
 import dataclasses
 import math
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optsd.records import Measurement
-from optsd.report.tables import SIDE_BY_SIDE, aligned, all_variants, figure, interval, metric_of, overview, scale_for
+from optsd.report.tables import (
+    SIDE_BY_SIDE,
+    aligned,
+    all_variants,
+    figure,
+    interval,
+    metric_of,
+    one_line,
+    overview,
+    scale_for,
+)  # fmt: skip
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -73,6 +84,20 @@ def test_nothing_is_bold_inside_the_noise(results):
     assert not any(cell.best for cell in speedup.cells)
 
 
+def test_a_peak_within_the_passes_of_the_baseline_is_not_bold(results):
+    def peak_of(low, high):
+        def passes(row):
+            is_it = (row.variant, row.metric) == ("baseline", "peak_memory_bytes")
+            return dataclasses.replace(row, low=low, high=high) if is_it else row
+
+        few = dataclasses.replace(results, measurements=tuple(map(passes, results.measurements)))
+        columns = {column.metric: column for column in overview(few).columns}
+        return [cell.best for cell in columns["peak_memory_bytes"].cells]
+
+    assert not any(peak_of(1, 2**40))
+    assert peak_of(2**39, 2**40).count(True) == peak_of(None, None).count(True)
+
+
 def test_seconds_that_disagree_with_the_speedup_say_why(results):
     def slowed(row):
         late = row.metric == "latency_s" and row.variant == "int8"
@@ -112,3 +137,18 @@ def test_a_metric_that_the_table_of_metrics_lacks_is_called_by_its_name():
 
 def test_columns_stand_under_their_heads():
     assert aligned([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc  d"
+
+
+def test_one_line_has_what_a_run_found_of_a_variant_so_far(results):
+    said = one_line(results, "int8").replace(NBSP, " ")
+    assert re.fullmatch(
+        r"0\.\d+ s / image, speedup \d\.\d\d× \(\d\.\d\d× to \d\.\d\d×\), peak memory \d+ MiB, objects right 9\d\.\d %",
+        said,
+    )
+    assert one_line(results, "nosuch") == ""
+    skipped = {"variant": "int8", "stage": "test_memory", "reason": "no /proc here"}
+    failed = dataclasses.replace(results, failures=(skipped,))
+    assert one_line(failed, "int8").endswith(", memory: no /proc here")
+    assert "memory:" not in one_line(failed, "int4")
+    workload = dataclasses.replace(results.workload, device="estimate:a100")
+    assert ") at best, peak memory" in one_line(dataclasses.replace(results, workload=workload), "sdpa")
