@@ -7,8 +7,11 @@ import numpy as np
 
 from optsd.quality.store import checksum
 
-LEAST_SHARE = 0.5
-"""Of the fastest new batch's seconds: what gives a batch once more in less has not drawn it."""
+LEAST_SHARE = 0.2
+"""Of the fastest new batch's seconds: what gives a batch once more in less has not drawn it.
+
+On a shared machine one that was drawn anew can take half of the others' time; to look up an answer takes next to none.
+"""
 
 Recipe = tuple[str, int, tuple[str, ...]]
 """The variant, the index of the batch's first picture, which with the run's seed decides the noise, and the prompts."""
