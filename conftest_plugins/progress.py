@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from contextlib import nullcontext
 from typing import Protocol
 
 import pytest
@@ -22,6 +23,7 @@ def progress(pytestconfig: pytest.Config) -> Say:
     reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or not reporter.isatty or hasattr(pytestconfig, "workerinput"):
         return lambda text: None
+    capturing = pytestconfig.pluginmanager.get_plugin("capturemanager")  # of what a test writes, this too
     last = 0.0
 
     def say(text: str) -> None:
@@ -30,7 +32,8 @@ def progress(pytestconfig: pytest.Config) -> Say:
             return
         last = time.monotonic()
         # Back to the line's start, clear it, write, and back again: pytest's own next word takes its place.
-        reporter.write(f"\r\x1b[K{text[: reporter._tw.fullwidth - 1]}\r", flush=True)
+        with capturing.global_and_fixture_disabled() if capturing else nullcontext():
+            reporter.write(f"\r\x1b[K{text[: reporter._tw.fullwidth - 1]}\r", flush=True)
 
     return say
 
