@@ -203,6 +203,9 @@ def _check_files(config: pytest.Config) -> None:
             check_writable((config.rootpath / out).parent, "--claim-out")
         if config.getoption("--expected-update"):
             check_writable(config.rootpath / expected, "--expected")
+        # pytest-benchmark opens it at the end, makes no folder for it, and takes what others write down with it.
+        if json := config.getoption("benchmark_json", None):
+            check_writable(Path(json).parent, "--benchmark-json")  # which makes it
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None
 

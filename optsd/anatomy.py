@@ -136,6 +136,12 @@ KINDS = {
 }
 """Kinds of a denoiser's other layers, a pattern each; no layer is of two."""
 
+ONE_ROW = (
+    *("time_emb*", "*.time_emb_proj", "time_text_embed.*", "add_embedding.*", "class_embed*", "adaln_single.*"),
+    "*norm*.linear",
+)
+"""Layers that see a row of each picture, and not one of each token."""
+
 
 def device(module: nn.Module) -> torch.device:
     """Where a module computes. Of one whose weights are offloaded, and lie nowhere between calls, where they go."""

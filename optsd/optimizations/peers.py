@@ -5,6 +5,7 @@ In SD v1.5's UNet those are 31 % of the weights; the convolutions stay as they a
 
 import importlib
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
 import torch
 from torch import nn
@@ -33,6 +34,10 @@ class Peer:
         """The layer as the library quantizes it."""
         raise NotImplementedError
 
+    def leaves(self, name: str, device: torch.device) -> bool:
+        """Whether the layer of that name stays as it is, because the library could not run it there."""
+        return False
+
     def check(self, pipe: Pipeline) -> None:
         """Raise Unsupported where the library is missing or its kernels do not run here: one small layer is tried."""
         module = anatomy.denoiser(pipe)
@@ -60,7 +65,10 @@ class Peer:
         check_convertible(module, prefix)
         layers = {name: child for name, child in module.named_modules() if plain_class(child) is nn.Linear}
         done: list[str] = []
+        device = anatomy.device(module)
         for name, layer in layers.items():
+            if self.leaves(name, device):
+                continue
             parent, _, attribute = name.rpartition(".")
             converted = self.convert(layer.requires_grad_(False))
             # torchao leaves what does not fit its groups as it was, without a word.
@@ -130,6 +138,10 @@ class Int8Torchao(Peer):
 
     name: str = "int8-torchao"
     library: str = "torchao"
+
+    def leaves(self, name: str, device: torch.device) -> bool:
+        # torch._int_mm, by which it multiplies on a GPU, refuses 16 rows and fewer: those of as many pictures.
+        return device.type == "cuda" and any(fnmatch(name, pattern) for pattern in anatomy.ONE_ROW)
 
     def convert(self, layer: nn.Linear) -> nn.Module:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_

@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy  # noqa: F401 - pytester forgets what a run imported, and NumPy cannot be imported twice
 import pytest
 
 import optsd.report  # noqa: F401 - likewise: imported anew it would not be the one that is replaced
+from conftest_plugins import verdicts
 from optsd.judge.reading import read_baselines
 from optsd.records import Results
 
@@ -301,6 +303,21 @@ def test_what_could_not_be_written_at_the_end_is_refused_before_anything_runs(pr
     assert result.ret == 4
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
     assert not (project.path / "reports").exists()
+
+
+def test_the_folder_of_a_file_of_pytest_benchmark_is_made_or_refused_before_anything_runs(tmp_path):
+    """It opens the file at the end: a folder that was missing then cost the report of the whole run."""
+
+    def check(file: Path) -> None:
+        options = {"claim_out": None, "expected": "expected", "expected_update": False, "benchmark_json": file}
+        named = {f"--{name.replace('_', '-')}": value for name, value in options.items()} | options
+        verdicts._check_files(SimpleNamespace(getoption=lambda name, default=None: named[name], rootpath=tmp_path))
+
+    check(tmp_path / "new" / "folder" / "b.json")
+    assert (tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(pytest.UsageError, match="--benchmark-json .*a_file cannot be written"):
+        check(tmp_path / "a_file" / "b.json")
 
 
 def test_a_variant_that_was_never_recorded_fails_a_gate_and_is_no_news_without_one(project):

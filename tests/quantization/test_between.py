@@ -46,3 +46,13 @@ def test_holes_in_memory_are_seen(device) -> None:
     x = torch.randn(2, 8, 6, 10, device=device)[..., ::2]
     norm = nn.GroupNorm(2, 8).to(device).requires_grad_(False)
     torch.testing.assert_close(between.group_norm(x, norm, silu=False), norm(x), rtol=1e-4, atol=1e-4)
+
+
+def test_who_follows_sees_the_operators_by_name(device) -> None:
+    """Elsewhere the kernels are called past torch's dispatcher."""
+    x, norm = torch.randn(1, 8, 4, 4, device=device), nn.GroupNorm(2, 8).to(device).requires_grad_(False)
+    between.group_norm(x, norm, silu=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        between.group_norm(x, norm, silu=True)
+    seen = {event.key for event in profile.key_averages()}
+    assert {"optsd::channel_moments", "optsd::group_scales", "optsd::scaled"} <= seen

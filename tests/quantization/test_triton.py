@@ -135,22 +135,27 @@ def test_a_range_that_one_part_alone_holds_is_that_of_the_whole(device) -> None:
         assert torch.equal(quantized(x, 1).scale, reference(x, 1).scale), place
 
 
-def test_a_whole_layer_on_the_kernels(device) -> None:
-    """Rows and pictures by their own ranges, through both kernels, against exact integers."""
-    kernel = kernels.Triton()
-    for layer, shape in ((torch.nn.Linear(40, 24), (2, 3, 40)), (torch.nn.Conv2d(8, 16, 3, padding=1), (2, 8, 6, 5))):
-        x = torch.randn(shape, device=device)
-        weight = layer.weight.detach().permute(0, 2, 3, 1) if x.ndim == 4 else layer.weight.detach()
-        packed = schemes.quantize_int8(weight.reshape(len(weight), -1).to(device))
-        sums = packed.values.sum(1, dtype=torch.int32)
-        weights = kernels.Weights(packed.values, packed.scale, sums, layer.bias.detach().to(device))
-        window = WINDOWS["3x3"] if x.ndim == 4 else None
-        found = kernel.layer(x, weights, window)
-        activation = reference(x, 1 if window else x.ndim - 1)
-        exact = kernels.Reference()
-        wanted = (
-            exact.conv2d(activation, weights, window, x.dtype)
-            if window
-            else exact.linear(activation.as_rows(), weights, x.dtype).view(*shape[:-1], -1)
-        )
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["linear", *WINDOWS])
+def test_a_whole_layer_on_the_kernels(name, bits, device) -> None:
+    """Rows and pictures by their own ranges, with their border, through all kernels, against exact integers."""
+    window, channels, outputs = WINDOWS.get(name), 9, 70
+    inputs = channels * (window.kernel_size[0] * window.kernel_size[1] if window else 1)
+    x = torch.randn((2, channels, 6, 5) if window else (2, 3, channels), device=device)
+    matrix, bias = torch.randn(outputs, inputs, device=device), torch.randn(outputs, device=device)
+    if bits == 8:
+        whole = schemes.quantize_int8(matrix)
+        integers, packed, multipliers = whole.values, whole.values, None
+    else:
+        whole = schemes.quantize_int4(matrix, 4)  # the last group is filled up
+        integers, packed, multipliers = whole.unpack()[:inputs].t(), whole.packed, whole.multipliers
+    sums = integers.sum(1, dtype=torch.int32)
+    found = kernels.Triton().layer(x, kernels.Weights(packed, whole.scale, sums, bias, multipliers), window)
+    activation, plain = reference(x, 1 if window else 2), kernels.Weights(integers, whole.scale, sums, bias)
+    exact = kernels.Reference()
+    wanted = (
+        exact.conv2d(activation, plain, window, x.dtype)
+        if window
+        else exact.linear(activation.as_rows(), plain, x.dtype).view(2, 3, -1)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
