@@ -36,6 +36,7 @@ COMBINATIONS = (
 )
 PEERS = ("sdpa", "compile", "flash+compile", "int8-torchao", "int8-torchao+compile", "int8-bnb", "int4-bnb")
 PROFILED = ("baseline", "flash", "int8", "int8+flash", "int4+flash", "int8+flash+graph")
+KERNEL_TESTS = ("tests/quantization/test_triton.py", "tests/quantization/test_between.py")
 MOST_S = 1800  # of a stage that hangs
 
 
@@ -85,7 +86,7 @@ def stages(folder: Path, rehearsal: bool) -> tuple[Stage, ...]:
     gpu_tests = (*pytest, "tests", "-m", "gpu", f"--junitxml={folder / 'tests.xml'}")
     return (
         Stage("doctor", "what the machine can run", (python, "-m", "optsd.cli", "doctor")),
-        Stage("kernels", "Triton's kernels in its interpreter", (*pytest, "tests/quantization/test_triton.py")),
+        Stage("kernels", "Triton's kernels against exact integers", (*pytest, *KERNEL_TESTS, "-m", "gpu or not gpu")),
         Stage("tests", "kernels, graphs, memory and judges on the GPU", gpu_tests),
         Stage("layers", "SD v1.5's layers one by one, in each kernel", parts("layers", "test_layers", *few)),
         Stage("guide", "the guide's variants, and graph", bench("guide", variants)),

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from optsd.estimate import Estimate
 
 TRIED = (
-    *("sdpa", "flash", "flash-enhanced", "kvcache"),
+    *("sdpa", "flash", "flash-enhanced", "kvcache", "graph"),
     *("deepcache:2", "deepcache:3", "deepcache:5", "tome:0.25", "tome:0.5"),
     *("fbcache:0.05", "fbcache:0.1", "fbcache:0.2", "taylorseer:2", "taylorseer:3", "pab:2", "pab:3"),
-    *("int8", "int8:all", "int4"),
+    *("sage", "int8", "int8:all", "int4"),
 )
 """Exact ones first."""
 ALLOWED = {"compile": "compiling takes minutes"}

@@ -105,3 +105,25 @@ def test_what_is_paused_is_not_followed():
             kept = torch.zeros(1000)
         assert tracer.live_bytes == 0
         assert kept.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order", "copied"),
+    [
+        (torch.float16, torch.contiguous_format, True),
+        (torch.bfloat16, torch.contiguous_format, True),
+        (torch.float16, torch.channels_last, False),
+        (torch.float32, torch.contiguous_format, False),
+    ],
+)
+def test_cudnn_turns_a_picture_of_half_precision_around(dtype, order, copied):
+    tracer = Tracer("cuda", fake=True)
+    with FakeTensorMode(), torch.device("cuda"), tracer:
+        layer = nn.Conv2d(8, 16, 3, padding=1, bias=False, dtype=dtype)
+        x = torch.empty(2, 8, 32, 32, dtype=dtype).to(memory_format=order)
+        tracer.start({"unet": layer})
+        before = tracer.live_bytes
+        out = layer(x)
+    peak = tracer.peaks["pipeline"].total - before
+    assert peak == out.nbytes + (x.nbytes + out.nbytes) * copied
+    assert tracer.live_bytes == before + out.nbytes

@@ -77,3 +77,13 @@ def test_nan_is_no_result(small_unet, bare) -> None:
 def test_nothing_converted(small_unet, bare) -> None:
     with pytest.raises(NothingMatched, match="json converted no layer of the unet; choose another"):
         Idle("x", "json").apply(bare(small_unet()))
+
+
+def test_on_a_gpu_torchao_leaves_layers_that_see_a_row_of_each_picture() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    one_row = ("time_embedding.linear_1", "down_blocks.0.resnets.0.time_emb_proj", "transformer_blocks.3.norm1.linear")
+    assert all(Int8Torchao().leaves(name, gpu) for name in (*one_row, "norm_out.linear", "adaln_single.linear"))
+    assert not any(Int8Torchao().leaves(name, cpu) for name in one_row)
+    token = ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "transformer_blocks.3.ff.net.2", "proj_in")
+    assert not any(Int8Torchao().leaves(name, gpu) for name in token)
+    assert not any(Int8Bnb().leaves(name, gpu) for name in one_row)
