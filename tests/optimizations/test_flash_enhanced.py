@@ -120,6 +120,7 @@ def test_fallbacks_in_the_declared_order_with_their_reasons(monkeypatch, small_u
         "passed_over": {
             "flash-attn": "it runs on CUDA, not on cpu",
             "CPU flash": "it failed: no kernel image is available",
+            "cuDNN flash": "it runs on CUDA, not on cpu",
             "SDPA flash": "it failed: no kernel image is available",
             "memory-efficient": "it runs on CUDA, not on cpu",
         },
