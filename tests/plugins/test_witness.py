@@ -40,6 +40,8 @@ def cheat(workload):
 
 @pytest.mark.slow
 def test_a_cheat_is_found_by_name(untrained_folder: Path, tmp_path: Path) -> None:
+    # pytest-benchmark takes one round where it believes that it runs in a worker of xdist.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     (tmp_path / "guests.py").write_text(GUEST)
     (tmp_path / "prompts.txt").write_text("".join(f"a circle, {number} of four\n" for number in range(4)))
     done = run_pytest(
@@ -47,7 +49,7 @@ def test_a_cheat_is_found_by_name(untrained_folder: Path, tmp_path: Path) -> Non
         *("--rounds", 5, "--size", 64, "--model", untrained_folder, "--device", "cpu", "--variant", "baseline"),
         *("--prompts", tmp_path / "prompts.txt", "--image-store", tmp_path / "store", "--output", tmp_path / "out"),
         *("--subject", "mine=guests:cheat"),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        env=outside | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
