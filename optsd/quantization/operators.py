@@ -13,18 +13,18 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("optsd", "FRAGMENT")
 
 
-def operator(schema: str, empty: Callable[..., Any], known: bool = False) -> Callable[[Callable], Callable]:
+def operator(schema: str, empty: Callable[..., Any] | None) -> Callable[[Callable], Callable]:
     """Make the function, whose first argument is a tensor on a GPU, an operator; what is returned calls it.
 
-    `empty` gives the shapes of its results. `known`: the CPU has defined it already.
+    `empty` gives the shapes of its results; None of one that the CPU's kernels have defined.
     """
     name = schema.partition("(")[0]
 
     def register(function: Callable) -> Callable:
-        if not known:
+        if empty is not None:
             _LIBRARY.define(schema)
             torch.library.register_fake(f"optsd::{name}", empty, lib=_LIBRARY)
-        _LIBRARY.impl(name, function, "CUDA" if known else "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd" if empty else "CUDA")
         through = getattr(torch.ops.optsd, name)
 
         def call(x: Tensor, *others: Any) -> Any:

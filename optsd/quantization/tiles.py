@@ -39,11 +39,15 @@ TILES = (
     Tile(64, 128, 128, 4, 4),
     Tile(64, 64, 128, 4, 4),
 )
-"""The fastest of 17 for SD v1.5's shapes on an H200 (reports/nvidia-h200/tiles.json)."""
+"""All but the first are, with `HOPPER`, the fastest of 17 for SD v1.5's shapes on an H200.
+
+The figures: reports/nvidia-h200/tiles.json. None spills registers on any GPU that is
+compiled for in `tests/quantization/test_triton_compiles.py`.
+"""
 HOPPER = Tile(128, 128, 64, 4, 4)
-"""In place of the first one where the accumulators of a warp group are shared; others spill registers with it."""
+"""In place of the first one on compute capability 9.0; 8.0, 8.9 and 10.0 spill registers with it."""
 SMALL = Tile(64, 64, 64, 8, 3)
-"""What serves anything anywhere. Four warps would spill registers on compute capability 8.0 and 12.0."""
+"""What serves anything anywhere."""
 
 _found: dict[tuple[str, tuple[int, ...]], Tile] = {}
 _lock = threading.Lock()

@@ -25,7 +25,7 @@ def rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
     length = x.numel() // max(shares, 1)
     if x.numel():
         block = min(triton.next_power_of_2(length), LONGEST_ROW)
-        # One warp a row while its registers hold it: warps that wait for each other take six times as long.
+        # One warp a row while its registers hold it: then none waits for another.
         together = max(ONE_WARP // block, 1)
         grid, warps = (triton.cdiv(shares, together),), min(max(block // ONE_WARP, 1), 8)
         with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever one holds the tensors
