@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optsd.errors import Unsupported
+
 _LIBRARY = torch.library.Library("optsd", "FRAGMENT")
 
 
@@ -24,6 +26,7 @@ def operator(schema: str, empty: Callable[..., Any] | None) -> Callable[[Callabl
         if empty is not None:
             _LIBRARY.define(schema)
             torch.library.register_fake(f"optsd::{name}", empty, lib=_LIBRARY)
+            torch.library.register_autograd(f"optsd::{name}", _no_backward, lib=_LIBRARY)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd" if empty else "CUDA")
         through = getattr(torch.ops.optsd, name)
 
@@ -33,6 +36,11 @@ def operator(schema: str, empty: Callable[..., Any] | None) -> Callable[[Callabl
         return call
 
     return register
+
+
+def _no_backward(*_: Any) -> None:
+    # torch would go on without a gradient, and warn.
+    raise Unsupported("the GPU's own kernels have no backward pass", "train without quantization")
 
 
 def is_followed(x: Tensor) -> bool:

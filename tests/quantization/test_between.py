@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from optsd.errors import Unsupported
 from optsd.quantization import between
 
 pytest.importorskip("triton")
@@ -56,3 +57,10 @@ def test_who_follows_sees_the_operators_by_name(device) -> None:
         between.group_norm(x, norm, silu=True)
     seen = {event.key for event in profile.key_averages()}
     assert {"optsd::channel_moments", "optsd::group_scales", "optsd::scaled"} <= seen
+
+
+def test_there_is_no_backward_pass(device) -> None:
+    """Without a word torch would leave the gradient out."""
+    x, norm = torch.randn(1, 8, 4, 4, device=device, requires_grad=True), nn.GroupNorm(2, 8).to(device)
+    with pytest.raises(Unsupported, match="no backward pass"):
+        between.group_norm(x, norm, silu=True).sum().backward()
