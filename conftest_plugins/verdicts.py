@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from optsd.claims import files, template
 from optsd.errors import BadInput, OptsdError
 from optsd.estimate import published
 from optsd.files import check_writable
+from optsd.judge import history
 from optsd.judge.action_benchmark import write as write_action_benchmark
 from optsd.judge.chosen import OPTIONS, Chosen, choose
 from optsd.judge.claims import judge_claims
@@ -26,7 +27,7 @@ from optsd.judge.expectations import Baselines, Claims, machine_name
 from optsd.judge.outcome import QUESTIONS, Outcome
 from optsd.judge.reading import read_all_claims, read_baselines
 from optsd.judge.recording import baseline_file, update
-from optsd.judge.regressions import judge_regressions
+from optsd.judge.regressions import confirmed, is_alarm, judge_regressions
 from optsd.judge.repeat import judge_repeats
 from optsd.judge.statistics import FEWEST_ROUNDS
 from optsd.judge.verdicts import is_of_build
@@ -35,7 +36,7 @@ from optsd.records import Results, Verdict
 
 from . import kept, ledgers
 from .estimates import beside_bounds
-from .options import DEVICE, OUTPUT, VARIANTS, WATCH, chosen_preset, estimated_device, resolve
+from .options import DEVICE, OUTPUT, SUBJECTS, VARIANTS, WATCH, chosen_preset, estimated_device, resolve
 from .results import JUDGE, RECORDER
 
 CLAIMS = pytest.StashKey[Claims]()
@@ -267,6 +268,8 @@ def judge(config: pytest.Config, results: Results) -> Results:
         # Without a file there is nothing to say, unless a gate was asked for.
         if baselines or config.getoption("--gate"):
             rows = ledgers.with_places(config, judge_regressions(baselines, results, chosen), results)
+            if config.getoption("--gate") and baselines:
+                rows = _in_history(config, rows, baselines, results)
             if not config.getoption("--gate"):  # what was never recorded is news to a gate alone
                 rows = tuple(row for row in rows if row.status != "no baseline")
             verdicts += _noted(config, "--gate", rows)
@@ -292,6 +295,31 @@ def judge(config: pytest.Config, results: Results) -> Results:
     results = replace(results, verdicts=tuple(verdicts))
     write_action_benchmark(results, folder)
     return results
+
+
+def _in_history(
+    config: pytest.Config, rows: tuple[Verdict, ...], baselines: Baselines, results: Results
+) -> tuple[Verdict, ...]:
+    """The verdicts with their alarms as a second session leaves them; both sessions are added to the history."""
+    from optsd.measure.environment import git_state
+
+    folder, git = config.rootpath / config.getoption("--expected") / "history", git_state(config.rootpath) or {}
+    if not results.complete or results.workload.is_estimate:  # a ledger has no noise, and git has its history
+        return rows
+    history.append(folder, results, rows, git)
+    if not any(map(is_alarm, rows)):
+        return rows
+    named = dict.fromkeys(row.variant for row in rows if is_alarm(row))
+    variants = [name for name in named if name not in config.stash[SUBJECTS]] or ["baseline"]
+    print(f"\n{', '.join(named)}: an alarm; a second session tells whether it stands", file=sys.stderr)
+    try:
+        second = _again(config, config.stash[OUTPUT] / "confirmation", "-m=speed", f"--variant={','.join(variants)}")
+    except OptsdError as error:  # what does not come about clears nothing
+        config.stash[_OUTCOME].lines.append(f"no second session: {error}")
+        return rows
+    confirmation = judge_regressions(baselines, second, named)
+    history.append(folder, second, confirmation, git)
+    return confirmed(rows, baselines, second)
 
 
 def _kept_bounds(config: pytest.Config, groups: Iterable[Claims]) -> tuple[dict[str, Any], ...]:
@@ -361,29 +389,29 @@ def _offer_tightening(outcome: Outcome, verdicts: Iterable[Verdict]) -> None:
 
 def _repeat(config: pytest.Config, results: Results, folder: Path) -> tuple[Verdict, ...]:
     """Run the same command again, in fresh processes, and compare what they found."""
-    runs, folders = [results], [folder]
-    for number in range(2, config.getoption("--repeat") + 1):
-        again = folder / f"repeat-{number}"
-        (again / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not be taken for this one's
-        command = [*_arguments(config), f"--output={again}", "--repeat=1"]
-        done = subprocess.run([sys.executable, "-m", "pytest", *command], cwd=config.invocation_params.dir)
-        if not (again / "results.json").is_file():
-            raise BadInput(
-                f"run {number} of --repeat left no results (exit status {done.returncode})", "see its output above"
-            )
-        runs.append(Results.read(again / "results.json"))
-        folders.append(again)
-    return judge_repeats(runs, folders)
+    folders = [folder, *(folder / f"repeat-{number}" for number in range(2, config.getoption("--repeat") + 1))]
+    return judge_repeats([results, *(_again(config, each) for each in folders[1:])], folders)
 
 
-def _arguments(config: pytest.Config) -> list[str]:
-    """This run's own arguments, without those that belong to it alone."""
+def _again(config: pytest.Config, folder: Path, *other: str) -> Results:
+    """What the same command finds in a fresh process, with some `other` options. It writes into `folder`."""
+    (folder / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not be taken for this one's
+    replaced = {word.partition("=")[0] for word in other}
+    command = [*_arguments(config, replaced), *other, f"--output={folder}", "--repeat=1"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *command], cwd=config.invocation_params.dir)
+    if not (folder / "results.json").is_file():
+        raise BadInput(f"another run left no results in {folder} (exit status {done.returncode})", "see its output above")
+    return Results.read(folder / "results.json")
+
+
+def _arguments(config: pytest.Config, replaced: Collection[str] = ()) -> list[str]:
+    """This run's own arguments, without those that belong to it alone, and those that are `replaced`."""
     kept: list[str] = []
     before = ""
     given = iter(map(str, config.invocation_params.args))
     for word in given:
         name, equals, _ = word.partition("=")
-        if name in NOT_FOR_REPEATS:
+        if name in NOT_FOR_REPEATS or name in replaced:
             if not equals:
                 next(given, None)
         elif name == "--claims" and config.getoption("--claims") != files.GUIDE:

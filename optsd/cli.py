@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": ("optsd.benching", "run the benches, in any project"),
     "init": ("optsd.init", "write what a repository needs to be benched and gated"),
     "compare": ("optsd.compare", "judge two finished runs"),
+    "history": ("optsd.report.history", "the course of every figure over a gate's sessions"),
     "tune": ("optsd.tune.command", "the best variant for this machine, this model and this much quality"),
     "diverge": ("optsd.diverge", "where two variants first part by more than rounding"),
     "report": ("optsd.report.command", "write the report of a results.json again"),

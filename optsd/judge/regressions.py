@@ -2,8 +2,8 @@
 
 import math
 import operator
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,35 @@ def judge_regressions(
     names = dict.fromkeys(name for name in [*measured, *expected] if variants is None or name[0] in variants)
     where = Path(baselines.file).name if baselines else "no baseline file"  # no path of this machine in a report
     return tuple(_judge_row(variant, name, baselines, run, results, where) for variant, name in names)
+
+
+def is_alarm(row: Verdict) -> bool:
+    """Whether a time has become worse, which one session alone does not settle."""
+    return row.status == "regressed" and row.metric in TIMED
+
+
+def confirmed(rows: Sequence[Verdict], baselines: Baselines, second: Results) -> tuple[Verdict, ...]:
+    """The verdicts of a first session, with its alarms as a second one leaves them.
+
+    An alarm stands unless the second session clears it: finds the figure as good as it was, or cannot tell and estimates
+    no more than the tolerance. Then it is `insufficient data`.
+    """
+    run = baselines.run(second.workload)
+    return tuple(_confirmed(row, baselines, run, second) if is_alarm(row) else row for row in rows)
+
+
+def _confirmed(row: Verdict, baselines: Baselines, run: Run | None, second: Results) -> Verdict:
+    again = _judge_row(row.variant, row.metric, baselines, run, second, row.source)
+    is_cleared = again.status in ("ok", "improved")
+    if again.status == "insufficient data" and run:
+        expected, found = run.row(row.variant, row.metric), second.get(row.variant, row.metric)
+        if expected and found and found.samples:
+            worse = worsening(expected, found, baselines.tolerance_of(expected))
+            is_cleared = worse.value <= worse.limit
+    said = f"{row.note}; a second session: {again.status}, {again.note}"
+    if is_cleared:
+        return replace(row, status="insufficient data", note=f"not confirmed: {said}")
+    return replace(row, note=said)
 
 
 def noise_floor(results: Results) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 import optsd.report  # noqa: F401 - likewise: imported anew it would not be the one that is replaced
 from conftest_plugins import verdicts
+from optsd.judge.history import read
 from optsd.judge.reading import read_baselines
 from optsd.records import Results
 
@@ -241,21 +242,62 @@ def test_a_gate_passes_what_is_as_fast_as_it_was(project):
     assert "ok" in project.status("int8", "speedup")
 
 
-def test_a_regression_fails_a_gate_and_only_a_gate(project):
+def test_a_regression_fails_a_gate_and_only_a_gate(project, repeats):
     record(project)
     project.bench(**CPU, speedup=1.0)
     assert project.run("bench", "--variant=int8").ret == 0
+    done = repeats({"speedup": 1.0})
+    result = project.run("bench", "--variant=int8", "--gate", "-m", "speed")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["REGRESSED int8 speedup: 40.0% worse (*; a second session: regressed, 40.0% worse (*"])
+    (words,) = done
+    assert words[-4:-2] == ["-m=speed", "--variant=int8"]
+    assert "--variant=int8" not in words[:-4]
+    assert "--gate" not in words
+    sessions = read(project.path / "expected/history/test-2-cores.jsonl")
+    assert ["int8 speedup" in session.regressed for session in sessions] == [True, True], "both are kept"
+
+
+def test_an_alarm_that_a_second_session_clears_is_not_red(project, repeats):
+    record(project)
+    project.bench(**CPU, speedup=1.0)
+    repeats({"speedup": 1.4})
+    result = project.run("bench", "--variant=int8", "--gate")
+    assert result.ret == 0
+    assert last_line(result) == "GATE PASSED: 1 ok, 2 insufficient data"
+    notes = [row.note for row in project.results().verdicts if row.status == "insufficient data"]
+    assert all(note.startswith("not confirmed: ") for note in notes)
+    sessions = read(project.path / "expected/history/test-2-cores.jsonl")
+    assert ["int8 speedup" in session.regressed for session in sessions] == [True, False]
+
+
+def test_a_second_session_that_does_not_come_about_clears_nothing(project, monkeypatch):
+    record(project)
+    project.bench(**CPU, speedup=1.0)
+    ended = SimpleNamespace(returncode=3)
+    monkeypatch.setattr("conftest_plugins.verdicts.subprocess", SimpleNamespace(run=lambda command, cwd: ended))
     result = project.run("bench", "--variant=int8", "--gate")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["REGRESSED int8 speedup: 40.0% worse (*"])
+    result.stdout.fnmatch_lines(["no second session: another run left no results in *", "GATE FAILED: int8 latency_s *"])
+
+
+def test_a_gate_without_an_alarm_looks_once_and_is_history(project, repeats):
+    record(project)
+    done = repeats({})
+    assert project.run("bench", "--variant=int8", "--gate").ret == 0
+    assert project.run("bench", "--variant=int8").ret == 0
+    assert done == []
+    (session,) = read(project.path / "expected/history/test-2-cores.jsonl")
+    assert session.readings["int8 speedup"][0] == 1.4
 
 
 def last_line(result):
     return [line for line in result.outlines if line][-1]
 
 
-def test_the_last_line_is_the_answer(project):
+def test_the_last_line_is_the_answer(project, repeats):
     record(project)
+    repeats({"speedup": 1.0})
     assert last_line(project.run("bench", "--variant=int8", "--gate")) == "GATE PASSED: 3 ok"
     project.bench(**CPU, speedup=1.0)
     assert last_line(project.run("bench", "--variant=int8", "--gate")).startswith("GATE FAILED: int8 ")
@@ -401,7 +443,7 @@ def repeats(project, monkeypatch):
             return project.run(*command[command.index("bench") :])
 
         done = []
-        monkeypatch.setattr("conftest_plugins.verdicts.subprocess.run", run)
+        monkeypatch.setattr("conftest_plugins.verdicts.subprocess", SimpleNamespace(run=run))
         return done
 
     return use
@@ -435,10 +477,10 @@ def test_a_repeat_that_leaves_nothing_is_an_error(project, monkeypatch):
     class Ended:
         returncode = 3
 
-    monkeypatch.setattr("conftest_plugins.verdicts.subprocess.run", lambda command, cwd: Ended)
+    monkeypatch.setattr("conftest_plugins.verdicts.subprocess", SimpleNamespace(run=lambda command, cwd: Ended))
     result = project.bench(**CPU).run("bench", "--variant=int8", "--repeat=2")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["run 2 of --repeat left no results (exit status 3); see its output above"])
+    result.stdout.fnmatch_lines(["another run left no results in *repeat-2 (exit status 3); see its output above"])
 
 
 def test_a_run_that_was_cut_off_is_neither_recorded_nor_repeated(project):
