@@ -255,7 +255,9 @@ def invite(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Ca
         progress(f"{name}: loading")
         try:
             timeout = pytestconfig.getoption("--subject-timeout")
-            return Guest(subject, workload, timeout, broken, pytestconfig.stash[DEVICE])
+            # It may want to load the model, which the records call by a name.
+            place = replace(workload, model=pytestconfig.stash[MODEL])
+            return Guest(subject, place, timeout, broken, pytestconfig.stash[DEVICE])
         except OptsdError as error:
             broken[name] = error
             raise

@@ -1,6 +1,10 @@
 """What the quality benches share: prompts, real pictures, networks and the store of images."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +18,21 @@ from optsd.files import check_writable, home, plain_name, write_atomically
 from optsd.metrics import metric
 from optsd.models import shapes
 from optsd.records import Measurement, Results, Workload
+from optsd.report import course
 from optsd.subjects import Folder
 from optsd.workloads import at_least
 
-from .options import DEVICE, MODEL, OUTPUT, PROMPTS, REFERENCE, SUBJECTS, chosen_preset
+from .options import (
+    DEVICE,
+    MODEL,
+    OUTPUT,
+    PROMPTS,
+    REFERENCE,
+    SUBJECTS,
+    VARIANTS,
+    chosen_preset,
+    estimated_device,
+)
 from .pipelines import FOLDER_TELLS, free_memory
 from .progress import Say
 from .results import Recorder
@@ -29,6 +44,8 @@ if TYPE_CHECKING:
 QUALITY_ALONE_IMAGES = 128
 OWN_PROMPTS = pytest.StashKey[Sequence[Prompt]]()
 NOT_OF_FOLDERS = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
+MANY_PICTURES = 1000
+"""Of a run, from which on its first lines say where its progress can be seen."""
 FEWEST_IMAGES = 2  # one image has no spread
 
 
@@ -68,6 +85,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="images are taken from here when everything that made them is the same; a folder, or the URL of one that "
         "fsspec knows, such as s3://bucket/folder (default: $OPTSD_HOME/images)",
     )
+    group.addoption(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="draw and read pictures on a cluster of Ray: the one at ADDRESS, or for auto that of $RAY_ADDRESS, the "
+        "one that runs here, or a new one of this machine (docs/quality.md)",
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after the preset and the number of images were checked
@@ -86,8 +109,21 @@ def pytest_configure(config: pytest.Config) -> None:
                 raise BadInput(f"{option} {folder} is no folder", "give the path of a folder")
         if folder := config.getoption("--reference"):
             config.stash[REFERENCE] = reference_files.identity(folder)
+        if config.getoption("--ray") is not None:
+            _check_ray(config)
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _check_ray(config: pytest.Config) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput("--ray needs Ray", "pip install 'optsd[ray]'")
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        raise BadInput("--ray and -n both share the work", "take -n on one machine, --ray on many")
+    if config.getoption("-m") == "audit":
+        raise BadInput("audits draw with a model that no node has", "leave --ray out")
+    if ":" in (device := config.getoption("--device")):
+        raise BadInput(f"--ray gives each worker a GPU of its own, not {device}", "write --device cuda")
 
 
 def _read_prompts(config: pytest.Config) -> int:
@@ -117,8 +153,32 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         folder = config.getoption("--image-store") or home() / "images"
         if not is_url(folder):
             check_writable(Path(folder), "--image-store")
+        if address := config.getoption("--ray"):
+            from optsd.quality import cluster
+
+            connection = ExitStack()
+            connection.enter_context(cluster.connected(address))
+            config.add_cleanup(connection.close)
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _extent(config: pytest.Config) -> tuple[int, int]:
+    """How many variants are judged, and by how many pictures each."""
+    return len(config.stash[VARIANTS]), image_count(config) * config.getoption("--seeds")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    variants, pictures = _extent(config)
+    if variants * pictures < MANY_PICTURES or estimated_device(config):
+        return None
+    return f"progress, while pictures are drawn and judged: {config.stash[OUTPUT] / course.PAGE}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        course.remove(session.config.stash[OUTPUT])
 
 
 def image_count(config: pytest.Config) -> int:
@@ -160,23 +220,36 @@ def quality(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> "
         return error
     # Of the model as it is before any variant is applied.
     weights = fingerprint(models.load(pytestconfig.stash[MODEL], "cpu", workload.dtype, text_to_image=True))
-    baseline = builder(pytestconfig, workload, "baseline")
-    return Session(workload, chosen, weights, store, baseline, option("--seeds"), progress, pytestconfig.stash[DEVICE])
+    device, say = pytestconfig.stash[DEVICE], progress
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    store.watch = course.Course(pytestconfig.stash[OUTPUT], worker, *_extent(pytestconfig)).told
+    if option("--ray"):
+        from optsd.quality import cluster
+
+        store = cluster.ClusterStore(store.folder, store.watch, device=workload.device, say=progress)
+        say = cluster.silent
+    baseline = builder(pytestconfig, workload, "baseline", weights)
+    return Session(workload, chosen, weights, store, baseline, option("--seeds"), say, device)
 
 
-def builder(config: pytest.Config, workload: Workload, variant: str) -> Callable[[], Any]:
-    """What builds a variant's pipeline, should images of it be missing."""
+def builder(config: pytest.Config, workload: Workload, variant: str, weights: str) -> Callable[[], Any]:
+    """What builds a variant's pipeline, should images of it be missing: here, or on a node of a cluster."""
+    if config.getoption("--ray"):
+        from optsd.quality import cluster
 
-    def build() -> Any:
-        return models.build(config.stash[MODEL], variant, config.stash[DEVICE], workload.dtype)[0]
+        return partial(cluster.build, config.stash[MODEL], variant, workload.device, workload.dtype, weights)
+    return partial(_build, config.stash[MODEL], variant, config.stash[DEVICE], workload.dtype)
 
-    return build
+
+def _build(*what: str) -> Any:
+    return models.build(*what)[0]
 
 
 @pytest.fixture(scope="session")
 def build_afresh(pytestconfig: pytest.Config, workload: Workload) -> Callable[[str], Any]:
-    """Build a variant's pipeline, as the quality benches have it."""
-    return lambda variant: builder(pytestconfig, workload, variant)()
+    """Build a variant's pipeline here, as the quality benches have it."""
+    option = pytestconfig.stash
+    return lambda variant: _build(option[MODEL], variant, option[DEVICE], workload.dtype)
 
 
 @pytest.fixture
@@ -191,7 +264,7 @@ def drawn(
         if isinstance(quality, BadInput):
             raise quality
         if variant not in pytestconfig.stash[SUBJECTS]:
-            return quality.images(variant, builder(pytestconfig, quality.workload, variant))
+            return quality.images(variant, builder(pytestconfig, quality.workload, variant, quality.weights))
         subject, workload = pytestconfig.stash[SUBJECTS][variant], quality.workload
         if isinstance(subject, Folder):
             return visitors.found(subject, workload, quality.setting.texts, quality.seeds)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime, timezone
@@ -19,6 +20,8 @@ from optsd.terminals import survive
 
 from .options import DEVICE, OUTPUT, WORKLOAD
 
+LONG_S, TIMES_ITS_OWN = 0.1, 20
+"""Writing results.json for longer than this is followed by so many times as long without."""
 MANY_BYTES = 2**30
 """Of runs that are kept: above this the end of a run says so."""
 
@@ -28,11 +31,16 @@ JUDGE = pytest.StashKey[Callable[[Results, int], tuple[Results, int]]]()
 
 
 class Recorder:
-    """What has been found out so far. Every addition is written to results.json, so that a killed run leaves it."""
+    """What has been found out so far, in results.json, so that a killed run leaves it.
+
+    Every addition is written; where that takes long (the rows of 30,000 pictures a variant take seconds), as often as
+    costs a run a twentieth of its time. A session writes it at its end in any case.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._results: Results | None = None
+        self._next_write = 0.0
 
     def measure(
         self,
@@ -99,7 +107,10 @@ class Recorder:
             folder = self._config.stash[OUTPUT]
             if not (folder / "results.json").exists() and folder.parent == self._config.rootpath / "reports":
                 folders.make_latest(folder)
-            write_atomically(folder / "results.json", self._results.to_json())
+            if (began := time.monotonic()) >= self._next_write:
+                write_atomically(folder / "results.json", self._results.to_json())
+                took = time.monotonic() - began
+                self._next_write = time.monotonic() + TIMES_ITS_OWN * took if took > LONG_S else 0.0
 
 
 def _without_user(value: Any) -> Any:

@@ -400,7 +400,9 @@ def _again(config: pytest.Config, folder: Path, *other: str) -> Results:
     command = [*_arguments(config, replaced), *other, f"--output={folder}", "--repeat=1"]
     done = subprocess.run([sys.executable, "-m", "pytest", *command], cwd=config.invocation_params.dir)
     if not (folder / "results.json").is_file():
-        raise BadInput(f"another run left no results in {folder} (exit status {done.returncode})", "see its output above")
+        raise BadInput(
+            f"another run left no results in {folder} (exit status {done.returncode})", "see its output above"
+        )
     return Results.read(folder / "results.json")
 
 

@@ -22,7 +22,7 @@ TAKE_A_VALUE = frozenset(
     (
         *("--model", "--variant", "--device", "--dtype", "--preset", "--steps", "--guidance", "--size", "--batch-size"),
         *("--rounds", "--images", "--seed", "--seeds", "--worst", "--output", "--coco", "--metric-weights"),
-        *("--quality", "--image-store", "--prompts", "--reference", "--expected", "--repeat", "--claim-out"),
+        *("--quality", "--image-store", "--ray", "--prompts", "--reference", "--expected", "--repeat", "--claim-out"),
         *("--subject", "--subject-timeout", "--against", "--against-tolerance", "--time-budget"),
     )
 )

@@ -57,8 +57,8 @@ def is_alarm(row: Verdict) -> bool:
 def confirmed(rows: Sequence[Verdict], baselines: Baselines, second: Results) -> tuple[Verdict, ...]:
     """The verdicts of a first session, with its alarms as a second one leaves them.
 
-    An alarm stands unless the second session clears it: finds the figure as good as it was, or cannot tell and estimates
-    no more than the tolerance. Then it is `insufficient data`.
+    An alarm stands unless the second session clears it: finds the figure as good as it was, or cannot tell and
+    estimates no more than the tolerance. Then it is `insufficient data`.
     """
     run = baselines.run(second.workload)
     return tuple(_confirmed(row, baselines, run, second) if is_alarm(row) else row for row in rows)

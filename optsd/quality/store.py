@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +42,14 @@ class Item(Protocol[Value]):
     def folder(self) -> str: ...
 
     @property
+    def count(self) -> int:
+        """How many pictures it is, or is about."""
+
+    @property
+    def work(self) -> str:
+        """What is done to make it."""
+
+    @property
     def names(self) -> Sequence[str]:
         """The files that it needs, to be read again."""
 
@@ -57,6 +66,8 @@ class Batch:
 
     recipe: dict[str, Any]
     count: int
+
+    work = "drawing"
 
     @property
     def key(self) -> str:
@@ -98,6 +109,10 @@ class Reading:
     names = ("reading.safetensors",)
 
     @property
+    def work(self) -> str:
+        return self.recipe["reading"]
+
+    @property
     def key(self) -> str:
         return hash_of(self.recipe)
 
@@ -125,14 +140,27 @@ class Reading:
         return arrays if header == expected and all(len(array) == self.count for array in arrays.values()) else None
 
 
+@dataclass(frozen=True)
+class Step:
+    """Of filling a store, for who watches: `count` of `total` pictures were made, in seconds; or were there before."""
+
+    work: str
+    filling: str  # the same in every process that fills the same items
+    total: int
+    count: int
+    seconds: float | None = None
+    node: str = ""  # of another machine
+
+
 @dataclass
 class Store:
     """Items under `folder`: a path, or the URL of a folder that fsspec knows (`s3://bucket/folder`).
 
-    `made` and `damaged` count the items that this process made, and found damaged.
+    `made` and `damaged` count the items that this process made, and found damaged. `watch` is told of each step.
     """
 
     folder: Path | str
+    watch: Callable[[Step], None] = lambda step: None
     made: int = field(default=0, init=False)
     damaged: int = field(default=0, init=False)
 
@@ -156,12 +184,23 @@ class Store:
         Processes of one machine, and of all machines that share a folder, share the work: each takes the items that no
         other is making. Machines that share an object store alone may make an item twice, and store the same.
         """
-        missing = [item for item in items if self.get(item) is None]
+        missing, step = self._missing(items)
         for wait in (False, True):  # first what is free, then what others had begun, should they have been killed
             for item in missing:
                 with _claimed(self._place.locks / f"{item.key}.lock", wait) as claimed:
                     if claimed and self.get(item) is None:
+                        began = time.monotonic()
                         self.put(item, make(item))
+                        self.watch(replace(step, count=item.count, seconds=time.monotonic() - began))
+
+    def _missing(self, items: Sequence[Kind]) -> tuple[list[Kind], Step]:
+        """Those that are not stored; and how a step of making them begins."""
+        missing = [item for item in items if self.get(item) is None]
+        total = sum(item.count for item in items)
+        work = items[0].work if items else ""
+        step = Step(work, hash_of([item.key for item in items]), total, total - sum(item.count for item in missing))
+        self.watch(step)
+        return missing, step
 
     def take(self, item: Item[Value]) -> Value:
         """The value of an item that was filled. Raises BadInput if it has gone since."""

@@ -1,6 +1,8 @@
 """The quality benches: their options, and a whole run on a model with random weights."""
 
+import importlib.util
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from benched import run_pytest
 
 from conftest_plugins import quality
 from conftest_plugins.quality import image_count
+from optsd.errors import BadInput
 from optsd.files import without_user
 
 
@@ -34,9 +37,12 @@ def _run(*options: object) -> subprocess.CompletedProcess:
         (["--reference", "nowhere"], "--reference nowhere is no folder; give the path of a folder"),
         (["--prompts", "nowhere.csv"], "nowhere.csv; give one prompt a line, JSON lines, a table"),
         (["--metric-weights", "nowhere"], "--metric-weights nowhere is no folder"),
+        (["--ray", "auto"], "--ray needs Ray; pip install 'optsd[ray]'"),
     ],
 )
 def test_a_wrong_option_is_one_line(options: list[str], message: str) -> None:
+    if "--ray" in options and importlib.util.find_spec("ray"):
+        pytest.skip("Ray is installed")
     result = _run("-m", "quality", *options)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr
@@ -54,7 +60,7 @@ def test_quality_alone_has_time_for_more_images(monkeypatch, images: int | None,
 
 @pytest.mark.slow
 def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, shared: Path, coco_captions: Path) -> None:
-    """Two workers that share the work, then one with a store of its own: the same results.
+    """Two workers that share the work, one with a store of its own, and a cluster of Ray: the same results.
 
     The model is a stranger with random weights, so it is asked for COCO's prompts and judged by the standard networks.
     """
@@ -77,12 +83,14 @@ def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, sha
     for name, more in {
         "two": ["-n", 2, "--image-store", tmp_path / "shared"],
         "one": ["--image-store", tmp_path / "own"],
+        **({"ray": ["--ray", "auto", "--image-store", tmp_path / "nodes"]} if importlib.util.find_spec("ray") else {}),
     }.items():
         done = _run(*options, *more, "--output", tmp_path / name)
         assert done.returncode == 0, done.stdout + done.stderr
         results[name] = json.loads((tmp_path / name / "results.json").read_text())
     rows = {name: _rows(found) for name, found in results.items()}
-    assert rows["two"] == rows["one"]
+    for name in results:
+        assert rows[name] == rows["one"], name
     assert {metric for variant, metric in rows["one"] if variant == "sdpa"} >= {
         "lpips",
         "ssim",
@@ -95,8 +103,25 @@ def test_workers_find_what_one_finds(untrained_folder: Path, tmp_path: Path, sha
     pictures = [row for row in results["one"]["images"] if row["variant"] == "sdpa"]
     assert [row["index"] for row in pictures] == list(range(6))
     for row in pictures:
-        assert (tmp_path / "one" / row["file"]).read_bytes() == (tmp_path / "two" / row["file"]).read_bytes()
+        assert len({(tmp_path / name / row["file"]).read_bytes() for name in results}) == 1
         assert row["prompt"].startswith("a ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-n", "2"], "--ray and -n both share the work; take -n on one machine, --ray on many"),
+        (["--device", "cuda:1"], "--ray gives each worker a GPU of its own, not cuda:1; write --device cuda"),
+        (["-m", "audit"], "audits draw with a model that no node has; leave --ray out"),
+    ],
+)
+def test_what_does_not_go_with_a_cluster_is_one_line(monkeypatch, options: list[str], message: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    given = {"--device": "auto", "-m": "quality"} | dict(zip(options[::2], options[1::2], strict=True))
+    given["numprocesses"] = given.pop("-n", None)
+    config = SimpleNamespace(getoption=lambda name, default=None: given.get(name, default))
+    with pytest.raises(BadInput, match=f"^{re.escape(message)}$"):
+        quality._check_ray(config)
 
 
 @pytest.mark.slow

@@ -278,7 +278,9 @@ def test_a_second_session_that_does_not_come_about_clears_nothing(project, monke
     monkeypatch.setattr("conftest_plugins.verdicts.subprocess", SimpleNamespace(run=lambda command, cwd: ended))
     result = project.run("bench", "--variant=int8", "--gate")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["no second session: another run left no results in *", "GATE FAILED: int8 latency_s *"])
+    result.stdout.fnmatch_lines(
+        ["no second session: another run left no results in *", "GATE FAILED: int8 latency_s *"]
+    )
 
 
 def test_a_gate_without_an_alarm_looks_once_and_is_history(project, repeats):
