@@ -21,6 +21,7 @@ import optsd
 from optsd import anatomy
 from optsd.calls import parts
 from optsd.errors import OptsdError, Unsupported
+from optsd.measure.exactness import MOST, exactness
 from optsd.measure.run import run_batch
 from optsd.outside import breach
 from optsd.patching import Optimization, Patch
@@ -90,6 +91,16 @@ class TechniqueContract:
         furthest = int(abs(pictures - expected).max())
         if self.technique.exact:
             assert furthest <= self.levels, f"it says that it is exact, and a pixel is off by {furthest} of 255"
+
+    def test_it_errs_no_more_than_what_it_replaces(self, pipe) -> None:
+        if not self.technique.exact:
+            pytest.skip("it does not say that it is exact")
+        plain, made = pipe(), pipe()
+        self.applied(made)
+        work = Workload("any", "cpu", "float32", 1, 5.0, *self.size(plain), batch_size=2)
+        found = exactness(plain, made, lambda: run_batch(plain, work, PROMPTS, output_type="np"))
+        assert found.ratio <= MOST, f"its error against float64 is {found.ratio:.3g} times what it replaces has"
+        assert found.nan_alike, "a NaN in one picture does not go where it goes without it"
 
     def test_it_comes_off_to_the_bit_or_says_why_not(self, pipe, draw) -> None:
         made = pipe()

@@ -157,6 +157,20 @@ class Known:
         """Whether the pictures so far keep, on average, what is asked. That is no proof."""
         return all(self.lost(one) <= 1 - one.share for one in self.ask.demands)
 
+    @property
+    def may_keep(self) -> bool:
+        """Whether the pictures so far leave room for what is asked: the mean margin is below 0 by one standard error at
+        most. One object of the first eight pictures says little, and what is dropped for it is not looked at again.
+        """
+        return all(self._has_room(one) for one in self.ask.demands)
+
+    def _has_room(self, demand: Demand) -> bool:
+        pairs = np.array(self.scores.get(demand.metric, ()), float)
+        if len(pairs) < 2:
+            return True
+        margins = pairs[:, 0] - demand.share * pairs[:, 1]
+        return bool(margins.mean() + margins.std(ddof=1) / math.sqrt(len(margins)) >= 0)
+
     def lost(self, demand: Demand) -> float:
         """The share of the baseline's score that the pictures so far lose, on average."""
 
@@ -279,7 +293,7 @@ class Search:
     def _open(self) -> list[Known]:
         """Those that may still win, the likeliest first: those that have had everything in vain are not among them."""
         may = [one for one in self.known.values() if not one.out and (one.wins or not one.spent())]
-        return sorted(may, key=lambda one: (one.seems_kept, one.value), reverse=True)
+        return sorted(may, key=lambda one: (one.may_keep, one.value), reverse=True)
 
     def _advance(self, some: list[Known], rung: int) -> None:
         """Bring each up to the rung: its memory first, as one reading decides; then rounds; then pictures."""
