@@ -281,6 +281,7 @@ class Search:
 
     def _halve(self) -> None:
         self._advance(list(self.known.values()), 0)
+        self._secure()
         self._advance([self._add(one) for one in self._joined()], 0)
         left, rung = len(self._open()), 0
         while waiting := self._open():
@@ -289,6 +290,16 @@ class Search:
                 return
             self._advance([one for one in waiting[:width] if not one.spent()], rung)
             rung += 1
+
+    def _secure(self) -> None:
+        """An answer first: prove the best of the exact ones, which takes rounds and few pictures, before the time is up
+        over those that promise more.
+        """
+        for one in [one for one in self._open() if one.candidate.exact and one.value > 1 + SAME][:1]:
+            rung = 1
+            while not (one.wins or one.out or one.spent()):
+                self._advance([one], rung)
+                rung += 1
 
     def _open(self) -> list[Known]:
         """Those that may still win, the likeliest first: those that have had everything in vain are not among them."""

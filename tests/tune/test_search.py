@@ -123,6 +123,31 @@ def test_the_fastest_that_keeps_its_quality_wins(seed: int) -> None:
     assert known["exact"].pictures < known["fast"].pictures, "what is exact is not drawn hundreds of times"
 
 
+def test_when_the_time_is_up_there_is_an_answer_where_an_exact_one_gains() -> None:
+    """Ten approximate ones promise more, and would take all the readings that there is time for."""
+    truth = {f"promising {number}": (2.0 + number / 10, 0.96, 100) for number in range(10)} | {"exact": (1.6, 1.0, 100)}
+    made = search(Made(truth, spread=0.05, stops_after=120), exact=("exact",))
+    assert not made.complete
+    assert made.winner is not None
+    assert made.winner.name == "exact"
+
+
+def test_one_bad_picture_among_the_first_is_not_the_end_of_a_fast_candidate() -> None:
+    """It keeps 98 %, and one of its first eight pictures is among the lost two of a hundred."""
+
+    class Unlucky(Made):
+        def scores(self, name, number):
+            pairs = super().scores(name, number)["objects_right"]
+            if name == "fast" and number == 0:
+                pairs = [(0.0, pairs[0][1]), *pairs[1:]]
+            return {"objects_right": pairs}
+
+    made = search(Unlucky(TRUTH), exact=("exact",))
+    assert made.known["fast"].scores["objects_right"][0][0] == 0.0
+    assert made.winner is not None
+    assert made.winner.name == "fast"
+
+
 def test_what_is_called_exact_and_is_not_is_judged_like_the_others() -> None:
     truth = {"said exact": (2.0, 0.5, 100)}
     made = search(Made(truth), exact=("said exact",))
