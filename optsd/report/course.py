@@ -85,8 +85,9 @@ def remove(folder: Path) -> None:
     """A run is over: its report takes the page's place."""
     for file in (folder / PAGE, *(folder / WORKERS).glob("*.json")):
         file.unlink(missing_ok=True)
-    with suppress(OSError):
-        (folder / WORKERS).rmdir()
+    for place in (folder / WORKERS, folder):  # of a run that found nothing the folder is empty
+        with suppress(OSError):
+            place.rmdir()
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

@@ -107,11 +107,11 @@ def _kept(one: Known, demand: Demand) -> tuple[str, str]:
     found = one.kept(demand)
     if not found.pictures:
         return "-", ""
-    return f"{found.share:.1%}", f"{_bounds(100 * found.low, 100 * found.high, 0)} of {found.pictures}"
+    return f"{found.share:.1%}", f"{_bounds(100 * found.low, 100 * found.high, 0)} of {found.pictures}".strip()
 
 
 def _bounds(low: float, high: float, digits: int) -> str:
-    if low <= 0 and math.isinf(high):
+    if low <= 0:  # too few readings for a bound
         return ""
     shown = "…" if math.isinf(high) else f"{high:.{digits}f}"
     return f"[{low:.{digits}f}, {shown}]"
@@ -170,11 +170,12 @@ def _why_none(found: Found) -> Iterator[str]:
 def _kept_in_words(best: Known, one: Demand) -> str:
     found, label = best.kept(one), metric(one.metric).label
     if one.metric in DISTANCES:
-        said = f"{label} {1 - found.share:.3f} (at most {1 - found.low:.3f}, {found.pictures} pictures)"
+        said, bound = f"{label} {1 - found.share:.3f}", f"at most {1 - found.low:.3f}, "
     elif one.metric == "ssim":
-        said = f"{label} {found.share:.3f} (at least {found.low:.3f}, {found.pictures} pictures)"
+        said, bound = f"{label} {found.share:.3f}", f"at least {found.low:.3f}, "
     else:
-        said = f"keeps {found.share:.1%} of {label} (at least {found.low:.1%}, {found.pictures} pictures)"
+        said, bound = f"keeps {found.share:.1%} of {label}", f"at least {found.low:.1%}, "
+    said = f"{said} ({bound if found.low > 0 else ''}{found.pictures} pictures)"
     return f"the same mathematics: {said}" if best.quality == "exact" else said
 
 
