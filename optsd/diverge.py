@@ -12,8 +12,8 @@ _EXAMPLES = """examples:
   optsd diverge flash int8+flash             an approximate one parts at its first layer
   optsd diverge --model sd15 --steps 4 sdpa flash+kvcache
 
-Rounding is measured: A runs a second time with every layer rounded otherwise. More than 10 times as far is more. At last
-the denoiser of B is compared with float64's, beside the baseline's: an exact one errs at most 1.5 times as much.
+Rounding is measured: A runs a second time with every layer rounded otherwise. More than 10 times as far is more. At
+last the denoiser of B is compared with float64's, beside the baseline's: an exact one errs at most 1.5 times as much.
 
 exit status: 0 they are the same but for rounding; 1 they part; 2 wrong usage"""
 
