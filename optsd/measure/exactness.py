@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from optsd import anatomy
+from optsd.errors import OptsdError
 
 MOST = 1.5
 """How many times the plain network's error one that is exact may have."""
@@ -28,7 +29,7 @@ class Exactness:
     plain: float
     ours: float
     bias: float  # |mean of our errors| ÷ their root mean square: 0 where they cancel, 1 where all are to one side
-    nan_alike: bool  # whether a NaN in one picture's latents leaves the same numbers finite
+    nan_alike: bool  # whether a NaN in one picture's latents leaves the same numbers finite, or is refused
 
     @property
     def ratio(self) -> float:
@@ -52,13 +53,16 @@ def exactness(plain: Any, ours: Any, run_plain: Callable[[], object]) -> Exactne
     networks = [anatomy.denoiser(pipe) for pipe in (plain, ours)]
     errors = [_output(network, args, kwargs).double() - truth for network in networks]
     spoiled = _pytree.tree_map(_spoiler(), (args, kwargs))
-    finite = [_output(network, *spoiled).isfinite() for network in networks]
+    try:
+        finite = [_output(network, *spoiled).isfinite() for network in networks]
+    except OptsdError:  # it refuses what is no number, which is never silent
+        finite = []
     size, root = float(truth.norm()), float(errors[1].square().mean().sqrt())
     return Exactness(
         plain=float(errors[0].norm()) / size,
         ours=float(errors[1].norm()) / size,
         bias=abs(float(errors[1].mean())) / root if root else 0.0,
-        nan_alike=torch.equal(*finite),
+        nan_alike=not finite or torch.equal(*finite),
     )
 
 
