@@ -31,7 +31,6 @@ from .options import (
     SUBJECTS,
     VARIANTS,
     chosen_preset,
-    estimated_device,
 )
 from .pipelines import FOLDER_TELLS, free_memory
 from .progress import Say
@@ -168,9 +167,9 @@ def _extent(config: pytest.Config) -> tuple[int, int]:
     return len(config.stash[VARIANTS]), image_count(config) * config.getoption("--seeds")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     variants, pictures = _extent(config)
-    if variants * pictures < MANY_PICTURES or estimated_device(config):
+    if variants * pictures < MANY_PICTURES or not any(item.get_closest_marker("quality") for item in items):
         return None
     return f"progress, while pictures are drawn and judged: {config.stash[OUTPUT] / course.PAGE}"
 

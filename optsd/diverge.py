@@ -70,10 +70,11 @@ def main(arguments: list[str]) -> int:
     plain = pipes[0] if names[0] == "baseline" else models.build(given.model, "baseline", given.device, given.dtype)[0]
     truth = exactness(plain, pipes[1], lambda: run_batch(plain, work, prompts, output_type="np"))
     one_sided = f", {truth.bias:.0%} of it to one side" if truth.bias >= ONE_SIDED else ""
+    times = f"{truth.ratio:.2f}" if truth.ratio < 100 else f"{truth.ratio:,.0f}"
     lost = "" if truth.nan_alike else "; a NaN does not go where it goes without it"
     print(
         f"\nagainst float64, one call of the denoiser: the baseline is off by {truth.plain:.1e}, "
-        f"{names[1]} by {truth.ours:.1e}, {truth.ratio:.3g} times as much{one_sided}{lost}"
+        f"{names[1]} by {truth.ours:.1e}, {times} times as much{one_sided}{lost}"
     )
     first = found.first
     if first is None:

@@ -11,6 +11,7 @@ import pytest
 from benched import run_pytest
 
 from conftest_plugins import quality
+from conftest_plugins.options import OUTPUT, VARIANTS
 from conftest_plugins.quality import image_count
 from optsd.errors import BadInput
 from optsd.files import without_user
@@ -56,6 +57,18 @@ def test_quality_alone_has_time_for_more_images(monkeypatch, images: int | None,
     monkeypatch.setattr(quality, "chosen_preset", lambda config: SimpleNamespace(images=images or 32))
     config = SimpleNamespace(getoption={"--images": images, "-m": marks}.get)
     assert image_count(config) == count
+
+
+@pytest.mark.parametrize(
+    ("pictures", "marks", "is_said"), [(500, ["quality"], True), (500, [], False), (4, ["quality"], False)]
+)
+def test_a_long_run_says_where_its_progress_is(monkeypatch, pictures: int, marks: list[str], is_said: bool) -> None:
+    monkeypatch.setattr(quality, "image_count", lambda config: pictures)
+    stash = {VARIANTS: ("baseline", "int8"), OUTPUT: Path("reports/now")}
+    items = [SimpleNamespace(get_closest_marker=lambda name: name in marks or None)]
+    said = quality.pytest_report_collectionfinish(SimpleNamespace(getoption=lambda name: 1, stash=stash), items)
+    assert bool(said) == is_said
+    assert not is_said or said.endswith("reports/now/progress.html")
 
 
 @pytest.mark.slow
