@@ -69,7 +69,8 @@ def _told(file: Path, found: Sequence[Course]) -> Iterator[str]:
         own = [course for course in found if course.workload == workload]
         sessions = {session.created for course in own for session in course.sessions}
         yield f"{file.stem}: {describe(workload)}"
-        yield f"{len(sessions)} sessions from {min(sessions)[:10]} to {max(sessions)[:10]}"
+        many = f"{len(sessions)} session{'s' * (len(sessions) != 1)}"
+        yield f"{many} from {min(sessions)[:10]} to {max(sessions)[:10]}"
         yield aligned([_row(course) for course in own])
         for course in own:
             for change in course.changes:
