@@ -22,16 +22,7 @@ from optsd.report import course
 from optsd.subjects import Folder
 from optsd.workloads import at_least
 
-from .options import (
-    DEVICE,
-    MODEL,
-    OUTPUT,
-    PROMPTS,
-    REFERENCE,
-    SUBJECTS,
-    VARIANTS,
-    chosen_preset,
-)
+from .options import DEVICE, MODEL, OUTPUT, PROMPTS, REFERENCE, SUBJECTS, VARIANTS, chosen_preset
 from .pipelines import FOLDER_TELLS, free_memory
 from .progress import Say
 from .results import Recorder
@@ -44,7 +35,7 @@ QUALITY_ALONE_IMAGES = 128
 OWN_PROMPTS = pytest.StashKey[Sequence[Prompt]]()
 NOT_OF_FOLDERS = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
 MANY_PICTURES = 1000
-"""Of a run, from which on its first lines say where its progress can be seen."""
+"""Of all variants together: from so many on a run says, before it begins, where its progress can be seen."""
 FEWEST_IMAGES = 2  # one image has no spread
 
 

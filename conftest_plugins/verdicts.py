@@ -45,6 +45,8 @@ _OUTCOME = pytest.StashKey[Outcome]()
 
 NOT_FOR_REPEATS = ("--repeat", "--output", "--claim-out", "--junitxml", "--junit-xml", "--benchmark-json")
 """Options of the first run that would overwrite its files, or begin anew; they take a value."""
+CONFIRMATION = "confirmation"
+"""The folder of an alarm's second session, in which no third one is asked for."""
 NEED_ROUNDS = ("--gate", "--expected-update")
 JUDGED_ONCE = ("--claims", "--gate", "--expected-update")
 
@@ -306,6 +308,8 @@ def _in_history(
     folder, git = config.rootpath / config.getoption("--expected") / "history", git_state(config.rootpath) or {}
     if not results.complete or results.workload.is_estimate:  # a ledger has no noise, and git has its history
         return rows
+    if config.stash[OUTPUT].name == CONFIRMATION:  # --gate may stand in a file of options, where it is not left out
+        return rows
     history.append(folder, results, rows, git)
     if not any(map(is_alarm, rows)):
         return rows
@@ -313,7 +317,7 @@ def _in_history(
     variants = [name for name in named if name not in config.stash[SUBJECTS]] or ["baseline"]
     print(f"\n{', '.join(named)}: an alarm; a second session tells whether it stands", file=sys.stderr)
     try:
-        second = _again(config, config.stash[OUTPUT] / "confirmation", "-m=speed", f"--variant={','.join(variants)}")
+        second = _again(config, config.stash[OUTPUT] / CONFIRMATION, "-m=speed", f"--variant={','.join(variants)}")
     except OptsdError as error:  # what does not come about clears nothing
         config.stash[_OUTCOME].lines.append(f"no second session: {error}")
         return rows

@@ -47,6 +47,7 @@ class Engine:
         self.change(workload)
 
     def change(self, workload: Workload) -> None:
+        """Put the engine in the place of the pipeline's networks: each engine's own."""
         raise NotImplementedError
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], workload: Workload) -> Any:

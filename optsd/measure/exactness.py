@@ -1,12 +1,12 @@
 """Is what calls itself exact as near to the truth as what it replaces? The truth is the same network in float64.
 
 A fixed tolerance is too wide for one network and too narrow for another. So a technique's error is told as a ratio to
-the plain network's own, both against float64 on the same inputs (the rule of SGLang-Diffusion's kernel tests); and
+the plain network's own, both against float64 on the same inputs (after SGLang-Diffusion's rule); and
 whether it errs to one side, and whether a number that is none goes where it goes without the technique.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,7 @@ def exactness(plain: Any, ours: Any, run_plain: Callable[[], object]) -> Exactne
 
 
 @contextmanager
-def _first_call(network: nn.Module):
+def _first_call(network: nn.Module) -> Iterator[list[Any]]:
     """The arguments of the first call meanwhile, by position and by name."""
     found: list[Any] = []
 

@@ -271,6 +271,16 @@ def test_an_alarm_that_a_second_session_clears_is_not_red(project, repeats):
     assert ["int8 speedup" in session.regressed for session in sessions] == [True, False]
 
 
+def test_a_second_session_asks_for_no_third_one(project, repeats, monkeypatch):
+    record(project)
+    project.bench(**CPU, speedup=1.0)
+    done = repeats({"speedup": 1.0})
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--gate")  # as in a file of options: the second session has it too
+    assert project.run("bench", "--variant=int8").ret == 1
+    assert len(done) == 1
+    assert len(read(project.path / "expected/history/test-2-cores.jsonl")) == 2
+
+
 def test_a_second_session_that_does_not_come_about_clears_nothing(project, monkeypatch):
     record(project)
     project.bench(**CPU, speedup=1.0)
