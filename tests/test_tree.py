@@ -81,6 +81,14 @@ def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
             assert (file.parent / target).exists(), f"{file.name}: {target}"
 
 
+@pytest.mark.parametrize("page", ["reference", "shapes-dit"])
+def test_what_a_committed_report_links_to_is_committed_too(page: str) -> None:
+    file = ROOT / "reports" / page / "index.html"
+    links = set(re.findall(r'href="([^"#:]+)"', file.read_text(encoding="utf-8")))
+    assert "table.md" in links
+    assert [link for link in sorted(links) if not (file.parent / link).is_file()] == []
+
+
 def _imports(file: Path) -> set[str]:
     """The modules of ours that a file imports when it is loaded."""
     found: set[str] = set()
