@@ -1,5 +1,6 @@
 """The answers of searches, `expected/tuned/<machine>.json`, and what `tuned` means here. Imports no torch."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +28,18 @@ def answer_file(expected: Path, machine: dict[str, Any], device: str) -> Path:
     return expected / TUNED / f"{machine_name(machine, device)}.json"
 
 
-def record(expected: Path, machine: dict[str, Any], workload: Workload, variant: str, proof: dict[str, Any]) -> Path:
-    """Write the answer for this model, device and type in place of the one before; the others stay. Its file."""
+def record(
+    expected: Path,
+    machine: dict[str, Any],
+    workload: Workload,
+    variant: str,
+    proof: dict[str, Any],
+    fewer_steps: int | None = None,
+) -> Path:
+    """Write the answer for this model, device and type in place of the one before; the others stay. Its file.
+
+    `fewer_steps`: how many the answer takes, where that is not the workload's number.
+    """
     file = answer_file(expected, machine, workload.device)
     rows = _read(file) if file.exists() else []
     own = {
@@ -36,6 +47,7 @@ def record(expected: Path, machine: dict[str, Any], workload: Workload, variant:
         "variant": variant,
         "workload": asdict(workload),
         "identity": identity(machine, workload.device),
+        **({"fewer_steps": fewer_steps} if fewer_steps else {}),
         **proof,
     }
     others = [row for row in rows if _place(row) != _place(own)]
@@ -48,7 +60,8 @@ def variant_for(model: str, device: str, dtype: str, expected: Path = EXPECTED) 
     """The variant that was found for this model here. `device`: `cuda:1`; `dtype` may be `auto`: any.
 
     Raises NotFound where nothing was tuned, BadInput where the machine is no longer what it was: another driver,
-    another torch, another number of threads.
+    another torch, another number of threads. Warns where the answer takes fewer steps, which whoever draws has to ask
+    for.
     """
     kind = device.partition(":")[0]
     machine = environment.machine(device)
@@ -62,6 +75,9 @@ def variant_for(model: str, device: str, dtype: str, expected: Path = EXPECTED) 
             # Where torch is not imported yet it tells no number of threads.
             if other := next((name for name, was in row["identity"].items() if now.get(name) not in (was, None)), None):
                 raise BadInput(f"{file} is of {other} {row['identity'][other]}, here it is {now[other]}", remedy)
+            if steps := row.get("fewer_steps"):
+                asked = f"num_inference_steps={steps}, or --steps {steps}"
+                warnings.warn(f"what was tuned for {model} takes {steps} steps: ask for them ({asked})", stacklevel=2)
             return row["variant"]
     raise NotFound(f"{file} has nothing for {model} in {dtype}", remedy)
 

@@ -16,6 +16,7 @@ _EXAMPLES = f"""examples:
   optsd tune --goal memory --memory 8GiB             the smallest, and nothing that needs more
   optsd tune --model sd15 --lpips 0.05 --allow compile
   optsd tune --variant sdpa,deepcache:3,int8         among these and their combinations
+  optsd tune --allow steps                           also in fewer steps than the baseline's
   optsd tune --model sd15 --device estimate:rtx4090  what the bounds alone say: nothing is measured
 
 Few rounds and pictures of every candidate, more of those that are left. What it claims of the winner is false in at
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--seed", type=int, default=42, help="of the pictures' noise (default: %(default)s)")
     parser.add_argument(
-        "--allow", action="append", metavar="NAME[,NAME]", help=f"what takes long: {', '.join(ALLOWED)}"
+        "--allow", action="append", metavar="NAME[,NAME]", help=f"to be tried too: {', '.join(ALLOWED)}"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="of report and readings (default: one below reports/tune)"

@@ -24,6 +24,7 @@ from optsd.quality.readings import Readings
 from optsd.quality.session import Setting
 from optsd.quality.store import Store
 from optsd.records import Technique, Workload
+from optsd.tune.candidates import split
 from optsd.tune.journal import Journal
 from optsd.tune.search import BASELINE, Failed, Scores, TimeUp, block_of
 from optsd.variants import against_eager
@@ -62,21 +63,25 @@ class Measured:
 
     def peak(self, name: str) -> int:
         def make() -> int:
-            return memory.peak_memory(self.model, name, self.device, self.workload.dtype, self.workload).peak
+            variant, work = split(name)[0], self.work(name)
+            return memory.peak_memory(self.model, variant, self.device, work.dtype, work).peak
 
         return self._reading("peak", name, 0, make)
 
     def evidence(self, name: str) -> Technique:
         """What the variant changes, and what its counters say of one batch."""
-        pipe, patch = self._pipe(name)
-        run_batch(pipe, self.workload, self._prompts)
-        return Technique(name, against_eager(name).exact, patch.touched, patch.proof)
+        (variant, steps), (pipe, patch) = split(name), self._pipe(name)
+        run_batch(pipe, self.work(name), self._prompts)
+        return Technique(name, against_eager(variant).exact and steps is None, patch.touched, patch.proof)
+
+    def work(self, name: str) -> Workload:
+        """What a candidate is asked to do: the baseline's workload, where its name says so in fewer steps."""
+        return replace(self.workload, steps=split(name)[1] or self.workload.steps)
 
     def images(self, name: str, count: int) -> Pictures:
         """The first `count` pictures: whole blocks, from the store but for those that are missing."""
-        return generate(
-            name, self.workload, self.setting.texts[:count], self.weights, self.store, lambda: self._pipe(name)[0]
-        )
+        variant, texts = split(name)[0], self.setting.texts[:count]
+        return generate(variant, self.work(name), texts, self.weights, self.store, lambda: self._pipe(name)[0])
 
     def _reading(self, kind: str, name: str, number: int, make: Callable[[], Any]) -> Any:
         """From the journal, or measured if there is time for it. Raises TimeUp, Failed."""
@@ -99,7 +104,7 @@ class Measured:
         except Exception as error:  # out of memory, unsupported, a library's own: each is a result
             if name == BASELINE or isinstance(error, BadInput):
                 raise
-            self._built.pop(name, None)
+            self._built.pop(split(name)[0], None)
             if isinstance(error, OptsdError):
                 self.journal.put(["failed", name], error.problem)
                 raise Failed(error.problem) from error
@@ -113,7 +118,7 @@ class Measured:
 
     def _round(self, name: str) -> float:
         self._pipe(name)  # built before the clock starts
-        theirs, ours = (partial(self._seconds, each, self.workload.steps) for each in (BASELINE, name))
+        theirs, ours = (partial(self._seconds, each, self.work(each).steps) for each in (BASELINE, name))
         return in_turn(theirs, ours, lambda ratios: True, budget_s=0.0).ratios[0]
 
     def _seconds(self, name: str, steps: int) -> float:
@@ -138,6 +143,7 @@ class Measured:
 
     def _pipe(self, name: str) -> tuple[Any, Any]:
         """The pipeline with the variant, warm: kernels are chosen, code is compiled, a picture is one."""
+        name = split(name)[0]
         if name not in self._built:
             for other in {*self._built} - {BASELINE}:
                 del self._built[other]

@@ -1,5 +1,6 @@
 """What the bounds alone can say of the candidates, on a device that need not be there. Nothing is measured."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 
@@ -41,16 +42,17 @@ def outlook(request: Request, name: str) -> str:
     )
 
     @cache
-    def trace(variant: str) -> Estimate:
-        request.say(f"{variant}: tracing")
-        return estimate(source.location, variant, work, device.name)
+    def trace(name: str) -> Estimate:
+        request.say(f"{name}: tracing")
+        variant, steps = candidates.split(name)
+        return estimate(source.location, variant, replace(work, steps=steps or work.steps), device.name)
 
     baseline = trace("baseline")
     fused = trace("sdpa") if device.has_data_sheet else None
     names = tuple(dict.fromkeys(map(canonical, request.variants)))
     limit = request.memory or device.memory_bytes
     bounded = candidates.bounded(trace, limit, device.has_data_sheet)
-    offered = candidates.candidates(names, request.allow, lambda variant: _refusal(trace, variant))
+    offered = candidates.candidates(names, request.allow, work.steps, lambda variant: _refusal(trace, variant))
     join = candidates.joiner(lambda variant: _refusal(trace, variant))
     alone = [one for one in offered if not one.why_not and not bounded(one.name)]
     rows = {one.name: _row(one, trace, baseline, fused, bounded) for one in offered}

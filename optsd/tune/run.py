@@ -95,7 +95,8 @@ def search(request: Request) -> Found:
             goal = request.goal if request.memory is None else "memory"
             budget_s = mixed.SHARE * request.time_budget_s
             by_layer = mixed.proposed(pipe, workload, prompts, goal, budget_s, journal)
-        offered = candidates.candidates(names, request.allow, why_not, tuple(one.name for one in by_layer.mixtures))
+        mixtures = tuple(one.name for one in by_layer.mixtures)
+        offered = candidates.candidates(names, request.allow, workload.steps, why_not, mixtures)
         del pipe
         images = _images(request, Ask(demands), offered, block_of(workload.batch_size))
         judged = setting(workload, images, store=store)
@@ -124,7 +125,8 @@ def search(request: Request) -> Found:
         if best := made.winner:
             say(f"{best.name}: the proof")
             technique = bench.evidence(best.name)
-            file = answer.record(request.expected, machine, workload, best.name, proof(made))
+            variant, steps = candidates.split(best.name)
+            file = answer.record(request.expected, machine, workload, variant, proof(made), steps)
         took_s = time.monotonic() - began
         found = Found(
             request, workload, machine, made, technique, folder, file, took_s, journal.added, by_layer, interrupted

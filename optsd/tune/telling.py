@@ -14,6 +14,7 @@ from optsd.quantization.rules import BITS
 from optsd.records import Measurement, Results
 from optsd.report.tables import aligned, figure
 from optsd.report.text import proof_lines
+from optsd.tune.candidates import split
 from optsd.tune.mixed import Proposed
 from optsd.tune.run import Found
 from optsd.tune.search import BASELINE, ERROR, Demand, Known
@@ -179,14 +180,18 @@ def _kept_in_words(best: Known, one: Demand) -> str:
     return f"the same mathematics: {said}" if best.quality == "exact" else said
 
 
-def _recipe(found: Found, name: str) -> Iterator[str]:
+def _recipe(found: Found, candidate: str) -> Iterator[str]:
     model = found.request.model
+    name, steps = split(candidate)
     # A bench gives eager attention to what names no attention; `apply` gives what is asked for.
     spelled = name if len(against_eager(name).steps) == len(parse(name).steps) else f"eager+{name}"
     yield "  import optsd"
     yield f"  pipe = optsd.load({model!r})"
     yield f"  optsd.apply(pipe, {spelled!r})    # on this machine the same as optsd.load({model!r}, variant='tuned')"
-    yield f"  $ pytest bench --model {model} --variant {shlex.quote(name)}"
+    if steps:
+        yield f"  pipe(prompt, num_inference_steps={steps})    # tuned warns that they have to be asked for"
+    asked = f" --steps {steps}    # the baseline takes as many there" if steps else ""
+    yield f"  $ pytest bench --model {model} --variant {shlex.quote(name)}{asked}"
     yield f"  written to {found.file}: pytest bench --variant tuned, with --expected-update and --gate, watches it"
 
 

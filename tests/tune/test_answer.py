@@ -42,6 +42,12 @@ def test_a_new_answer_takes_the_old_ones_place_and_leaves_the_others(tmp_path: P
     assert answer.variant_for("sd15", "cpu", "float32", tmp_path) == "flash"
 
 
+def test_who_draws_is_told_of_fewer_steps(tmp_path: Path) -> None:
+    answer.record(tmp_path, machine(), WORKLOAD, "sdpa", {}, fewer_steps=10)
+    with pytest.warns(UserWarning, match="takes 10 steps: ask for them .num_inference_steps=10, or --steps 10."):
+        assert answer.variant_for("shapes", "cpu", "float32", tmp_path) == "sdpa"
+
+
 def test_elsewhere_it_is_one_line(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(
         NotFound, match=r"nothing was tuned .*some-cpu-2-cores.json; run there: optsd tune --model shapes"

@@ -88,6 +88,21 @@ def test_the_answer_its_proof_and_its_files(tune, tmp_path: Path, monkeypatch) -
     assert [row["variant"] for row in answer["tuned"]] == ["sdpa"]
 
 
+def test_fewer_steps_where_they_are_allowed(tune, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(telling, "write", tune.write)
+    status, said = tune("--variant", "sdpa", "--steps", "4", "--allow", "steps", "--rounds", "16")
+    assert status == 0, said
+    assert re.search(r"^answer: sdpa@[123], .*keeps|^answer: sdpa@[123], .*SSIM", said, re.MULTILINE), said
+    steps = int(re.search(r"answer: sdpa@(\d)", said)[1])
+    for name in ("baseline@3", "baseline@2", "baseline@1"):
+        assert re.search(rf"^{name} ", said, re.MULTILINE)
+    assert f"pipe(prompt, num_inference_steps={steps})" in said
+    assert f"pytest bench --model shapes --variant sdpa --steps {steps}" in said
+    (row,) = json.loads(next((tmp_path / "expected" / "tuned").glob("*.json")).read_text())["tuned"]
+    assert (row["variant"], row["fewer_steps"], row["workload"]["steps"]) == ("sdpa", steps, 4)
+    assert set(tune.built) == {"baseline", "sdpa"}, "a candidate in fewer steps is the same pipeline"
+
+
 def test_a_second_call_measures_nothing_and_says_the_same(tune) -> None:
     first = tune("--variant", "sdpa,deepcache:3")[1]
     tune.built.clear()
