@@ -5,11 +5,12 @@ import torch
 
 from optsd.variants import parse
 
-EXACT = ["sdpa", "flash", "flash-enhanced", "kvcache", "flash+kvcache"]
+ALIKE = ["sdpa", "flash", "flash+kvcache"]
+EXACT = ["flash-enhanced", "kvcache", *ALIKE]
 close = {"rtol": 0, "atol": 1e-4}
 
 
-@pytest.fixture(params=EXACT)
+@pytest.fixture(params=["flash-enhanced", "kvcache", *(pytest.param(name, marks=pytest.mark.whole) for name in ALIKE)])
 def patched(request, untrained):
     pipe = untrained()
     parse(request.param).apply(pipe)

@@ -14,6 +14,7 @@ from acts import (
     Act,
     Done,
     cases,
+    columns,
     error,
     label,
     outcome,
@@ -57,6 +58,7 @@ TECHNIQUES = (
     "deepcache:3",
     "tome:0.5",
 )
+KINDS = ("flash", "flash-enhanced", "kvcache", "int8", "deepcache:3")
 WIDTH, TEXT_WIDTH, LATENTS = 32, 32, 8
 STEPS = 2
 
@@ -239,7 +241,7 @@ def _marked(all_cases: list[tuple[str, bool]]) -> Any:
     return pytest.mark.parametrize(
         ("act", "before"),
         [
-            pytest.param(act, before, id=label(act, before), marks=[pytest.mark.compiled] * ("compile" in act))
+            pytest.param(act, before, id=label(act, before), marks=[pytest.mark.whole] * ("compile" in act))
             for act, before in all_cases
         ],
     )
@@ -283,17 +285,20 @@ def test_quantization_save(make, tmp_path, row_of_document):
     row_of_document("contact.md", "`optsd.quantization.save`, after the technique", cells)
 
 
+@columns(KINDS, TECHNIQUES)
 @_marked(CASES)
-def test_acts(act, before, make, promised, row_of_document):
-    cells = outcomes(make, draw, promised, AFTER[act], before, "bfloat16" in act)
-    row_of_document("contact.md", label(act, before), cells)
+def test_acts(act, before, names, make, promised, row_of_document):
+    asked = {name: promised[name] for name in names}
+    row_of_document(
+        "contact.md", label(act, before), outcomes(make, draw, asked, AFTER[act], before, "bfloat16" in act)
+    )
 
 
-@pytest.mark.compiled
+@pytest.mark.whole
 @pytest.mark.parametrize("name", EXECUTED)
 @_marked(CASES)
 def test_acts_on_a_pipeline_that_was_read_before(act, before, name, make, row_of_document):
-    """Seconds each: `pytest tests/optimizations/test_contact.py -m compiled`."""
+    """Seconds each: `pytest tests/optimizations/test_contact.py -m whole`."""
     wanted = [draw(AFTER[act](make()), seed) for seed in (0, 1)]
     promise = 0.05 if "bfloat16" in act else 1e-4
     row_of_document(

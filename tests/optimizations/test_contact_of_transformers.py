@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from acts import CALLS, FOR_ALL, Act, Done, cases, error, label, outcomes, plainly, promises, technique
+from acts import CALLS, FOR_ALL, Act, Done, cases, columns, error, label, outcomes, plainly, promises, technique
 from copies import copier
 from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
@@ -18,6 +18,7 @@ from optsd import quantization
 
 ATTENTION = ("eager", "sdpa", "flash", "flash-enhanced", "sage")
 TECHNIQUES = (*ATTENTION, "int8", "int4", "fbcache:0.5", "taylorseer:3", "pab:2")
+KINDS = ("flash", "flash-enhanced", "int8", "taylorseer:3", "pab:2")
 SIZE, STEPS = 16, 5
 LEFT_OUT = ("`torch.compile`", "`fuse_qkv_projections`")
 """The one takes seconds, the other cannot draw a picture where a block has a second attention layer, patched or not."""
@@ -76,9 +77,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@columns(KINDS, TECHNIQUES)
 @pytest.mark.parametrize(("act", "before"), CASES, ids=[label(*case) for case in CASES])
-def test_acts(act, before, make, promised, row_of_document):
-    cells = outcomes(make, draw, promised, AFTER[act], before, "bfloat16" in act)
+def test_acts(act, before, names, make, promised, row_of_document):
+    asked = {name: promised[name] for name in names}
+    cells = outcomes(make, draw, asked, AFTER[act], before, "bfloat16" in act)
     row_of_document("contact.md", f"SD3: {label(act, before)}", cells)
 
 

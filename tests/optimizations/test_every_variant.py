@@ -30,6 +30,13 @@ COMBINED = [name for name in GUIDE_VARIANTS if "+" in name] + [
     canonical("int8+flash-enhanced+kvcache"),
 ]
 FAMILIES = ("sd15", "sd21", "sdxl", "no-mid")
+ONE_OF_EACH_KIND = [
+    name
+    if name in (*OURS, COMBINED[-1]) and name not in ("sdpa", "int4")
+    else pytest.param(name, marks=pytest.mark.whole)
+    for name in (*OURS, *COMBINED)
+    if name not in EXECUTED
+]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "techniques.md"
 
 
@@ -62,7 +69,8 @@ def _counts(proof: dict) -> dict[str, float]:
     ("name", "family"),
     # Each technique of ours on every family but for those that read one first, seconds each; all else on one.
     [(name, family) for name in OURS for family in FAMILIES if name not in EXECUTED]
-    + [(name, FAMILIES[0]) for name in (*EXECUTED, *PEERS, *COMBINED)],
+    + [(name, FAMILIES[0]) for name in ("graph", *PEERS, *COMBINED)]
+    + [pytest.param("compile", FAMILIES[0], marks=pytest.mark.whole)],
 )
 def test_a_unet_of_any_family(small_unet, bare, denoise, name, family):
     unet = small_unet(family)
@@ -105,7 +113,7 @@ def test_a_unet_of_any_family(small_unet, bare, denoise, name, family):
         (3, torch.bfloat16, (8, 12), 0.05),
     ],
 )
-@pytest.mark.parametrize("name", [name for name in (*OURS, *COMBINED) if name not in EXECUTED])
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_batches_types_and_sizes(small_unet, bare, denoise, name, batch, dtype, size, tolerance):
     unet = small_unet().to(dtype)
     baseline = against_eager("baseline").apply(bare(unet))
@@ -175,7 +183,7 @@ def test_every_pair_combines_or_is_refused_by_name(make, bare, denoise):
     _compare_with_document("pairs", rows)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_compile_combines_with_every_other(make, bare, denoise):
     names = [name for name in OURS if name not in EXECUTED]
     rows = [f"| | {' | '.join(map(_spelled, names))} |", "| --- |" + " --- |" * len(names)]

@@ -140,6 +140,7 @@ def test_what_does_not_go_with_a_cluster_is_one_line(monkeypatch, options: list[
 @pytest.mark.slow
 def test_without_prompts_nothing_is_measured_and_the_file_is_named(untrained_folder: Path, tmp_path: Path) -> None:
     options = ["-m", "quality", "--model", untrained_folder, "--size", 64, "--variant", "sdpa", "--device", "cpu"]
+    options += ["--steps", 1, "--batch-size", 1]
     done = _run(*options, "--coco", tmp_path, "--output", tmp_path / "out", "-rs")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = _rows(json.loads((tmp_path / "out" / "results.json").read_text()))

@@ -6,7 +6,6 @@ import pytest
 
 from optsd import anatomy
 from optsd.metrics import metric
-from optsd.models.shapes import PIPELINES
 from optsd.quality.audits import two_bits
 from optsd.quality.generate import fingerprint
 from optsd.quality.session import Session, setting
@@ -15,7 +14,7 @@ from optsd.records import Workload
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", PIPELINES)
+@pytest.mark.parametrize("model", ["shapes", pytest.param("shapes-dit", marks=pytest.mark.whole)])
 def test_a_denoiser_of_two_bits_is_clearly_worse_in_every_metric(model: str, tmp_path: Path) -> None:
     import optsd
 

@@ -124,7 +124,7 @@ def test_the_derivatives_interval_is_that_of_new_samples() -> None:
     assert Resampled.fid(_features(1, count, width, 0.3), reference, ROWS).replicates.std() > 1.5 * np.std(values)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_thousand_images_of_inceptions_width_are_judged_as_before() -> None:
     rng = np.random.default_rng(0)
     mixing = (rng.normal(size=(2048, 2048)) * np.arange(1, 2049) ** -0.6).T.astype(np.float32)

@@ -57,7 +57,9 @@ def model(request) -> tuple[str, list[float]]:
     return request.param, distances(request.param, "baseline")
 
 
-@pytest.mark.parametrize("technique", ["int8", "int4", "int8+flash", "sage"])
+@pytest.mark.parametrize(
+    "technique", ["int4", "sage", *(pytest.param(name, marks=pytest.mark.whole) for name in ("int8", "int8+flash"))]
+)
 def test_a_picture_alone_and_in_batches(technique, model) -> None:
     name, of_baseline = model
     found = distances(name, technique)

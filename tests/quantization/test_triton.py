@@ -94,7 +94,8 @@ LAID = {
     [
         *(((3, 11, 77), 2, laid) for laid in ("as it is", "holes", "turned")),
         *(((3, 5, 7, 9), 1, laid) for laid in LAID),
-        *(((2, 16, 40, 40), 1, laid) for laid in ("as it is", "channels last")),  # in parts
+        ((2, 16, 40, 40), 1, "channels last"),  # in parts
+        pytest.param((2, 16, 40, 40), 1, "as it is", marks=pytest.mark.whole),
         ((3, 5, 7, 9), 3, "channels last"),
         ((2, 1), 1, "as it is"),
         ((0, 8), 1, "as it is"),

@@ -229,6 +229,7 @@ def test_text_from_the_results_runs_nothing(browser, results, tmp_path):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.whole
 def test_fifty_variants_and_a_thousand_prompts_open_at_the_price_of_their_size(
     browser, written, make_results, tmp_path
 ):

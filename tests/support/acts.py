@@ -10,6 +10,7 @@ from unittest import mock
 
 import accelerate
 import peft
+import pytest
 import torch
 from replays import executed_here
 from torch import Tensor
@@ -174,6 +175,13 @@ def cases(acts: Iterable[str], only_after: Iterable[str]) -> list[tuple[str, boo
     return [(act, False) for act in acts] + [(act, True) for act in acts if act not in only_after]
 
 
+def columns(kinds: tuple[str, ...], techniques: tuple[str, ...]) -> Any:
+    """Gives a test `names`: one technique of each kind, and the others where all are asked for (`-m whole`)."""
+    others = tuple(name for name in techniques if name not in kinds)
+    marked = pytest.param(others, id="the others", marks=pytest.mark.whole)
+    return pytest.mark.parametrize("names", [pytest.param(kinds, id="one of each kind"), marked])
+
+
 def label(act: str, before: bool) -> str:
     return f"{act}, {'then the technique' if before else 'after the technique'}"
 
@@ -254,14 +262,14 @@ def outcomes(
     act: Act,
     before: bool,
     loose: bool,
-) -> list[str]:
+) -> dict[str, str]:
     """A row: what comes of the act beside each technique. `loose` where the act itself rounds to bfloat16."""
-    wanted, untouched, row = [draw(act(make()), seed) for seed in (0, 1)], draw(Done(make(), {})), []
+    wanted, untouched, row = [draw(act(make()), seed) for seed in (0, 1)], draw(Done(make(), {})), {}
     for name, own in promised.items():
         promise = max(own, 0.05 if loose else 0.0)
         if own > 1e-4 and wanted[0].shape == untouched.shape:
             # of the approximate ones it may also be a quarter of what the act itself changes
             promise = max(promise, error(wanted[0], untouched) / 4)
         with as_if_on_a_newer_cpu(name):
-            row.append(outcome(make, draw, name, act, before, wanted, promise))
+            row[name] = outcome(make, draw, name, act, before, wanted, promise)
     return row
