@@ -20,6 +20,7 @@ import numpy as np
 
 from optsd import workloads
 from optsd.files import write_atomically
+from optsd.metrics import metric
 from optsd.records import dumps
 
 COUNTS = (1000, 3000, 10000, 30000)
@@ -103,13 +104,13 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = [row["count"] for row in found]
     for name in found[0]["seconds"]:
-        left.plot(counts, [row["seconds"][name] for row in found], marker="o", label=name.upper())
+        left.plot(counts, [row["seconds"][name] for row in found], marker="o", label=metric(name).label)
     left.set(xscale="log", yscale="log", xlabel="pictures", ylabel="seconds, with the interval")
-    left.legend()
+    figure.legend(loc="outside right upper", fontsize="small")  # beside the plots: the lines cross all of theirs
     right.plot(counts, [row["peak_bytes"] / 2**20 for row in found], marker="o", color="black")
     right.set(xscale="log", xlabel="pictures", ylabel="peak of the process, MiB", ylim=(0, None))
     for axes in (left, right):
