@@ -1,4 +1,5 @@
-"""Other libraries' talk while they are imported and while they load: what is not ours to say is not said.
+"""Other libraries' talk while they are imported, while they load and where nothing is run: what is not ours to say is
+not said.
 
 Only that: what they warn of when a pipeline is patched or runs is shown, and so is every error.
 """
@@ -11,15 +12,22 @@ from contextlib import contextmanager
 
 def import_diffusers() -> None:
     """Import diffusers and transformers without what they and the quantizers that they look for say of themselves."""
+    with without_talk():
+        import transformers
+        from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+
+        _ = transformers.CLIPTextModel, AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+
+
+@contextmanager
+def without_talk(of: str = "") -> Iterator[None]:
+    """No line of a log below an error, and no warning of the modules whose names begin so (a regular expression)."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import transformers
-            from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
-
-            _ = transformers.CLIPTextModel, AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+            warnings.filterwarnings("ignore", module=of)
+            yield
     finally:
         logging.disable(before)
 

@@ -4,10 +4,11 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from optsd.quiet import import_diffusers, without_progress_bars
+from optsd.quiet import import_diffusers, without_progress_bars, without_talk
 
 TALK = """
 import logging, sys, warnings
@@ -53,3 +54,18 @@ def test_what_was_on_is_on_again(caplog: pytest.LogCaptureFixture) -> None:
         assert not of_transformers.is_progress_bar_enabled()
     finally:
         of_transformers.enable_progress_bar()
+
+
+def test_others_are_silent_and_we_are_not(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+    def warn(module: str) -> None:
+        warnings.warn_explicit(f"from {module}", FutureWarning, f"{module}.py", 1, module=module, registry={})
+
+    with without_talk("diffusers|torch"):
+        logging.getLogger("diffusers").warning("TALK")
+        for module in ("diffusers.pipelines.sdxl", "torch.nn", "optsd.patching"):
+            warn(module)
+        logging.getLogger("diffusers").error("what is wrong")
+    warn("diffusers.pipelines.sdxl")
+    assert "TALK" not in caplog.text
+    assert [str(each.message) for each in recwarn] == ["from optsd.patching", "from diffusers.pipelines.sdxl"]
+    assert logging.root.manager.disable == 0

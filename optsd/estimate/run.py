@@ -26,6 +26,7 @@ from optsd.estimate import architectures
 from optsd.estimate.devices import Device
 from optsd.estimate.trace import Allocation, TargetKernels, Tracer
 from optsd.quantization import kernels
+from optsd.quiet import without_talk
 from optsd.records import Workload
 from optsd.variants import against_eager
 
@@ -64,6 +65,7 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
     kernels.choose(torch.device("cpu"), bits=4)  # tries the CPU's arithmetic, once in a process: with real numbers
     with (
         _collecting_by_hand(),
+        without_talk("diffusers|transformers|torch"),
         torch.no_grad(),
         _target(device),
         FakeTensorMode(allow_non_fake_inputs=True),

@@ -7,6 +7,7 @@ from optsd.judge.kept import ERROR, QUESTION, fewest
 from optsd.judge.verdicts import joined, noise_of
 from optsd.records import Measurement, Results, Verdict, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
+from optsd.variants import BY_LAYER, is_ours
 
 KEPT = 0.95
 """The guide allows 5 % of quality: a variant that keeps less of any judged quality metric is not recommended. Where
@@ -43,7 +44,28 @@ def answers(results: Results) -> list[Answer]:
     if found and lost:
         last = found[-1]
         found[-1] = replace(last, reason=f"{last.reason}; left out, as their quality was lost: {', '.join(lost)}")
+    if slow := _launched(results, rows, variants):
+        found.append(slow)
     return found
+
+
+def _launched(results: Results, rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...]) -> Answer | None:
+    """Quantized variants that are slower than the baseline on a GPU, of which none was replayed as a graph.
+
+    A quantized layer has three kernels where the baseline's has one. On an H200 launching them took Python 80 to 108 ms
+    a step and running them 29.5, the baseline's step 53 to 55 (reports/nvidia-h200).
+    """
+    techniques = {name: {part.partition(":")[0] for part in name.split("+")} for name in variants if is_ours(name)}
+    quantized = [name for name, parts in techniques.items() if parts & {*BY_LAYER}]
+    speedups = [row for name in quantized if (row := rows.get((name, "speedup"))) is not None and row.value]
+    slow = [row for row in speedups if _ends(row)[1] < 1]
+    if results.workload.device != "cuda" or not slow or any("graph" in techniques[name] for name in quantized):
+        return None
+    last = min(slow, key=lambda row: row.value or 0.0)
+    others = ", ".join(row.variant for row in slow if row is not last)
+    reason = f"launching its kernels may take longer than running them: try {last.variant}+graph"
+    reason = joined(reason, f"slower too: {others}" if others else "")
+    return Answer("Slower than the baseline", last.variant, _amount(last), reason)
 
 
 def _least_memory(

@@ -68,7 +68,12 @@ def _counts(proof: dict) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("name", "family"),
     # Each technique of ours on every family but for those that read one first, seconds each; all else on one.
-    [(name, family) for name in OURS for family in FAMILIES if name not in EXECUTED]
+    [
+        pytest.param(name, family, marks=[pytest.mark.whole] * (name in ("sdpa", "int4") and family != FAMILIES[0]))
+        for name in OURS
+        for family in FAMILIES
+        if name not in EXECUTED
+    ]
     + [(name, FAMILIES[0]) for name in ("graph", *PEERS, *COMBINED)]
     + [pytest.param("compile", FAMILIES[0], marks=pytest.mark.whole)],
 )
@@ -130,7 +135,7 @@ def test_batches_types_and_sizes(small_unet, bare, denoise, name, batch, dtype, 
         assert _difference(output, denoise(again, batch=4, size=size)) < tolerance
 
 
-@pytest.mark.parametrize("name", [name for name in (*NAMES, *COMBINED) if name not in EXECUTED])
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_KIND, *PEERS])
 def test_images(untrained, paint, name):
     pipe = untrained()
     against_eager("baseline").apply(pipe)

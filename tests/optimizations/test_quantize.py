@@ -65,15 +65,16 @@ def test_every_family_of_unet(technique, family, small_unet, bare, denoise) -> N
 
 
 @pytest.mark.skipif(bool(native.refusal()), reason=f"{native.refusal()}")
-@both
 @pytest.mark.parametrize(
-    ("family", "options"),
+    ("technique", "family", "options"),
     [
-        ("sd15", {}),
-        ("sd21", {}),
-        ("sd15", {"resnet_time_scale_shift": "scale_shift"}),
+        pytest.param(Int4(), "sd15", {}, id="sd15-int4"),
+        pytest.param(Int8(), "sd21", {}, id="sd21-int8"),
+        pytest.param(Int8(), "sd15", {"resnet_time_scale_shift": "scale_shift"}, id="scale-shift-int8"),
+        pytest.param(Int8(), "sd15", {}, id="sd15-int8", marks=pytest.mark.whole),
+        pytest.param(Int4(), "sd21", {}, id="sd21-int4", marks=pytest.mark.whole),
+        pytest.param(Int4(), "sd15", {"resnet_time_scale_shift": "scale_shift"}, marks=pytest.mark.whole),
     ],
-    ids=["sd15", "sd21", "scale-shift"],
 )
 def test_the_native_kernels_run_and_change_the_images_little(
     technique, family, options, small_unet, bare, denoise, monkeypatch

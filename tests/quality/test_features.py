@@ -197,7 +197,9 @@ def test_images_of_another_size_are_judged_at_the_networks_own(untrained_judges:
     assert untrained_judges.distances(larger, larger).shape == (4,)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.whole] * (name != "noise")) for name in DAMAGES]
+)
 def test_more_damage_is_worse_in_every_metric(trained: ShapesNetworks, damage: str) -> None:
     """Drawn pictures against themselves with more and more noise, blur or compression."""
     texts, pictures = _drawn()

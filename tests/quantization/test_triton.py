@@ -129,10 +129,10 @@ def test_what_is_no_number_spoils_its_own_share_alone(length, strange, device) -
 
 
 def test_a_range_that_one_part_alone_holds_is_that_of_the_whole(device) -> None:
-    for place in (0, 4095, 4096, 50_000, 65_535):
-        x = torch.zeros(1, 65_536, device=device)
+    for place in (0, quantizing.PART - 1, quantizing.PART, 3 * quantizing.PART - 1):
+        x = torch.zeros(1, 3 * quantizing.PART, device=device)
         x[0, place] = -7.0
-        x = x.view(1, 16, 64, 64)
+        x = x.view(1, 12, 32, 32)
         assert torch.equal(quantized(x, 1).scale, reference(x, 1).scale), place
 
 

@@ -218,3 +218,21 @@ def test_an_estimate_measured_nothing_that_others_could_disturb(results):
     assert disturbances(estimated) == []
     assert said_first(estimated) == [ESTIMATED]
     assert said_first(dataclasses.replace(results, machine=busy)) != []
+
+
+def _on_a_gpu(results, speedups: dict[str, float]):
+    rows = [row for row in results.measurements if row.metric != "speedup"]
+    rows += [Measurement(name, "speedup", "×", value, 0.9 * value, 1.1 * value) for name, value in speedups.items()]
+    there = dataclasses.replace(results.workload, device="cuda")
+    return dataclasses.replace(results, workload=there, measurements=tuple(rows))
+
+
+def test_a_quantized_variant_that_is_slower_on_a_gpu_is_told_of_graph(results):
+    slow = {"flash": 0.5, "int8": 0.6, "int8+flash": 0.7, "int4": 0.95}
+    last = answers(_on_a_gpu(results, slow))[-1]
+    assert (last.question, last.variant) == ("Slower than the baseline", "int8")
+    assert last.figure.startswith("0.600×")
+    assert last.reason.endswith("try int8+graph; slower too: int8+flash")
+    elsewhere = dataclasses.replace(_on_a_gpu(results, slow), workload=results.workload)
+    for other in (elsewhere, _on_a_gpu(results, {"int8": 1.2}), _on_a_gpu(results, slow | {"int8+flash+graph": 1.8})):
+        assert all(answer.question != "Slower than the baseline" for answer in answers(other))

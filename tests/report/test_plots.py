@@ -172,6 +172,7 @@ def test_zero_equal_and_negative_figures_are_drawn():
     assert len(draw_all(Results({}, Workload("m", "cpu", "float32", 1, 1, 8, 8, 1), tuple(rows)))) == 6
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:Tight layout")
 def test_fifty_variants_are_drawn(make_results):
     many = make_results(variants=("baseline", *(f"int8+tome:{number}" for number in range(49))))
