@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from optsd.estimate import Estimate, measurements
+from optsd.estimate.counted import of_estimate
 from optsd.files import write_atomically
-from optsd.ledger import file_name, of_estimate
+from optsd.ledger import file_name
 from optsd.records import Technique
 from optsd.variants import parse
 

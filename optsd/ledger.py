@@ -6,17 +6,12 @@ same libraries. Imports no torch.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from optsd.errors import BadInput
 from optsd.files import plain_name
 from optsd.records import Workload
-
-if TYPE_CHECKING:
-    from optsd.estimate import Estimate
-    from optsd.estimate.trace import Allocation
 
 What = Literal["weights", "runs", "peak", "kept"]
 HEADS = ("what", "module", "operator", "type", "number", "flops", "bytes")
@@ -108,37 +103,6 @@ def width(precision: str) -> int:
     """Bits of a type by its name: 16 of `bfloat16`, 8 of `int8`; 0 of none."""
     digits = "".join(letter for letter in precision if letter.isdecimal())
     return int(digits or 0)
-
-
-def of_estimate(estimate: "Estimate") -> Ledger:
-    """The ledger of a traced variant, all steps of its workload counted."""
-    runs: Counter[tuple[str, str, str]] = Counter()
-    flops: Counter[tuple[str, str, str]] = Counter()
-    sizes: Counter[tuple[str, str, str]] = Counter()
-    for one in estimate.operations:
-        key, times = (one.module or BETWEEN, one.name, one.precision), estimate.times(one)
-        runs[key] += times
-        flops[key] += times * round(one.flops)
-        sizes[key] += times * one.moved_bytes
-    peak = estimate.peak
-    entries = [
-        *(Entry("runs", *key, number, flops[key], sizes[key]) for key, number in runs.items()),
-        *(Entry("weights", name, WEIGHT, "", 1, 0, size) for name, size in estimate.weight_bytes.items() if size),
-        *(Entry("peak", name, WEIGHT, "", 1, 0, size) for name, size in peak.weights.items() if size),
-        *_held("peak", peak.activations),
-        *_held("kept", estimate.kept),
-    ]
-    return Ledger(tuple(sorted(entries)))
-
-
-def _held(what: What, allocations: "Iterable[Allocation]") -> list[Entry]:
-    numbers: Counter[tuple[str, str, str]] = Counter()
-    sizes: Counter[tuple[str, str, str]] = Counter()
-    for one in allocations:
-        key = (one.module or BETWEEN, one.operation, one.dtype)
-        numbers[key] += 1
-        sizes[key] += one.size
-    return [Entry(what, *key, number, 0, sizes[key]) for key, number in numbers.items()]
 
 
 def folder_name(workload: Workload) -> str:

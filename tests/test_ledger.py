@@ -8,10 +8,12 @@ from diffusers.models import attention_processor
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optsd import ledger
 from optsd.errors import BadInput
-from optsd.estimate import architectures, estimate, ledger, measurements
+from optsd.estimate import architectures, estimate, measurements
+from optsd.estimate.counted import of_estimate
 from optsd.judge.places import places
-from optsd.ledger import Entry, Ledger, of_estimate
+from optsd.ledger import Entry, Ledger
 from optsd.optimizations import quantize
 from optsd.optimizations.kvcache import CachedText
 from optsd.patching import Watch

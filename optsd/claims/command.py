@@ -214,9 +214,10 @@ def _template(chosen: argparse.Namespace) -> int:
 
 
 def _field(chosen: argparse.Namespace) -> int:
-    from optsd.estimate import survey
+    from optsd.estimate import field_page, survey
 
-    survey.write(_published(chosen), chosen.document, BOUNDS, _progress())
+    measured = chosen.document.parent.parent / survey.MEASURED
+    field_page.write(survey.made_of(_published(chosen), measured, BOUNDS, _progress()), chosen.document)
     print(f"written: {chosen.document}, {chosen.document.with_suffix('.png')}, {BOUNDS}")
     return 0
 

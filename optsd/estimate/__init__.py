@@ -9,6 +9,7 @@ devices.py        what each device can do at best, with the source
 architectures.py  pipelines without weights
 operations.py     what one operation computes and moves
 trace.py          live memory and operations of a run, over fake or real tensors
+counted.py        both as a ledger, to be compared line by line
 run.py            the run under fake tensors
 roofline.py       the least time that the operations can take on a device
 bounds.py         the most that a technique can give, and claims beyond it
@@ -25,7 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from optsd import ledger
 from optsd.errors import BadInput, Unsupported
 from optsd.estimate.devices import Device, find
 from optsd.metrics import metric
@@ -127,11 +127,12 @@ def measurements(
     best, which is what bounds.py says, and `speedup_unfused` for kernels as they are today.
     """
     from optsd.estimate import bounds, roofline
+    from optsd.estimate.counted import of_estimate
 
     def row(name: str, value: float | None, note: str) -> Measurement:
         return Measurement(estimate.variant, name, metric(name).unit, value, note=note)
 
-    peak, counted = estimate.peak, ledger.of_estimate(estimate).figures()
+    peak, counted = estimate.peak, of_estimate(estimate).figures()
     where = f"estimate: live tensors, at most in {peak.cause.module or 'the pipeline'} ({peak.cause.operation})"
     rows = [
         row("peak_memory_bytes", peak.total, where),

@@ -4,12 +4,14 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from optsd.claims.findings import Finding, figure_of
 from optsd.claims.schema import Claim, Published
 from optsd.estimate import devices
 from optsd.estimate.published import implies
-from optsd.estimate.survey import Survey, points
+from optsd.estimate.survey import Survey, plot, points
+from optsd.files import write_atomically
 from optsd.judge.published import measured_as
 from optsd.records import Results
 
@@ -17,6 +19,13 @@ COMMAND = "optsd claims field"
 
 
 FIELDS = ("model", "device", "dtype", "steps", "scheduler", "guidance", "size", "batch")
+
+
+def write(survey: Survey, document: Path) -> None:
+    """The page, and beside it its plot."""
+    picture = document.with_suffix(".png")
+    write_atomically(picture, plot(survey))
+    write_atomically(document, page(survey, picture.name))
 
 
 def page(survey: Survey, picture: str) -> str:

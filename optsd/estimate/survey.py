@@ -9,7 +9,6 @@ from optsd.claims.findings import Finding
 from optsd.claims.schema import Claim, Published
 from optsd.estimate import devices, published
 from optsd.estimate.published import Attainable
-from optsd.files import write_atomically
 from optsd.records import Results
 
 MEASURED = Path("reports") / "curves"
@@ -47,17 +46,13 @@ class Survey:
         return [claim for claim in found if self.bounds[claim.label].status == "unattainable"]
 
 
-def write(sources: Sequence[Published], document: Path, bounds: Path, say: Callable[[str], None]) -> None:
-    """Check and bound every claim, keep the bounds, write the page and its plot. Minutes where nothing is kept yet."""
+def made_of(sources: Sequence[Published], measured: Path, bounds: Path, say: Callable[[str], None]) -> Survey:
+    """Check and bound every claim, and keep the bounds: minutes where none are kept. `measured`: a folder of runs."""
     claims = [claim for source in sources for claim in source.claims]
     rows = [*_guide(sources, say), *published.attainable(_not_the_guide(claims), say)]
     published.write(rows, bounds)
-    from optsd.estimate.field_page import page
-
-    curves = [Results.read(file) for file in sorted((document.parent.parent / MEASURED).glob("*/results.json"))]
-    survey = Survey(tuple(sources), checks.check(claims), {row.label: row for row in rows}, tuple(curves))
-    write_atomically(document.with_suffix(".png"), plot(survey))
-    write_atomically(document, page(survey, document.with_suffix(".png").name))
+    curves = [Results.read(file) for file in sorted(measured.glob("*/results.json"))]
+    return Survey(tuple(sources), checks.check(claims), {row.label: row for row in rows}, tuple(curves))
 
 
 def _not_the_guide(claims: Iterable[Claim]) -> list[Claim]:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from optsd import native  # noqa: F401 - it defines geglu
+from optsd.quantization.blocks import parts_of
 from optsd.quantization.operators import operator
-
-PART = 32  # pixels that one block takes at a time
-MOST_PARTS = 32  # of a picture
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool) -> Tensor:
@@ -20,12 +18,6 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool) -> Tensor:
         x = x.contiguous()
     scales = group_scales(channel_moments(x), x[0, 0].numel(), norm.num_groups, norm.weight, norm.bias, norm.eps)
     return scaled(x, scales, silu)
-
-
-def parts_of(pixels: int) -> tuple[int, int]:
-    """How many parts the pixels of a picture make, and how many pixels are in each but the last."""
-    part = PART * max(1, -(-pixels // (PART * MOST_PARTS)))
-    return -(-pixels // part), part
 
 
 def _empty_moments(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ only what follows them is rounded.
 import functools
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,35 +18,7 @@ from optsd import native
 from optsd.errors import BadInput, Unsupported
 from optsd.quantization import quantizing
 from optsd.quantization.operators import operator
-from optsd.quantization.schemes import Activation, quantize_activation
-
-Pair = tuple[int, int]  # rows, columns
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a convolution moves over a picture."""
-
-    kernel_size: Pair
-    stride: Pair
-    dilation: Pair
-    margins: tuple[int, int, int, int]  # of zeros: left, right, top, bottom
-    groups: int
-
-    def moves(self, size: Pair) -> tuple[int, ...]:
-        """All but the groups as plain numbers, and the size of the result."""
-        return (*self.kernel_size, *self.stride, *self.dilation, *self.margins, *size)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A layer's weights as a kernel takes them."""
-
-    integers: Tensor  # what the kernel's `pack` returned, or int8, outputs × inputs (any strides)
-    scale: Tensor  # float32, outputs
-    column_sums: Tensor  # int32, outputs: the sum of each output's integers
-    bias: Tensor | None  # float32, outputs
-    multipliers: Tensor | None = None  # of INT4 for a kernel that unpacks it: then `integers` is `Int4Weight.packed`
+from optsd.quantization.schemes import Activation, Pair, Weights, Window, quantize_activation
 
 
 class Kernel:

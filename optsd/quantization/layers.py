@@ -9,8 +9,7 @@ from torch.nn.modules.utils import _pair as pair
 
 from optsd.errors import Unsupported
 from optsd.quantization import kernels, schemes
-from optsd.quantization.kernels import Weights, Window
-from optsd.quantization.schemes import Int4Weight, Int8Weight
+from optsd.quantization.schemes import Int4Weight, Int8Weight, Weights, Window
 
 CHANGE_BEFORE = "load weights, and fuse LoRAs, before quantizing; a LoRA that is not fused works after it too"
 

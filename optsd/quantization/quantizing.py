@@ -5,13 +5,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from optsd.quantization import blocks
 from optsd.quantization.operators import operator
 from optsd.quantization.schemes import Activation
 
-LONGEST_ROW = 16_384
-"""Numbers that one block holds in its registers; what is longer is read twice."""
-PART = 4096  # numbers that one block reads at a time
-MOST_PARTS = 1024  # of a picture: every block of the second kernel reads their ranges again
 NO_MARGINS = (0, 0, 0, 0)
 
 
@@ -30,11 +27,6 @@ def pictures(x: Tensor, margins: tuple[int, ...] = NO_MARGINS) -> Activation:
     return Activation(*int8_pictures(x, int8_ranges(x), margins))
 
 
-def part_of(length: int) -> int:
-    """How many numbers of a share one block finds the range of."""
-    return PART * max(1, -(-length // (PART * MOST_PARTS)))
-
-
 def empty_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
     """Room for integers in the shape of x, scales and zero points."""
     return x.new_empty(x.shape, dtype=torch.int8), *_one_each(x, shares)
@@ -51,7 +43,7 @@ def empty_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple
 def empty_ranges(x: Tensor) -> Tensor:
     """Room for pictures × parts × 3: the smallest and the largest number of each part, and 1 where one is NaN."""
     length = x[0].numel() if len(x) else 0
-    return x.new_empty(len(x), -(-length // part_of(length)), 3, dtype=torch.float32)
+    return x.new_empty(len(x), -(-length // blocks.numbers_of(length)), 3, dtype=torch.float32)
 
 
 def _one_each(x: Tensor, shares: int) -> tuple[Tensor, Tensor]:
@@ -62,18 +54,18 @@ def _one_each(x: Tensor, shares: int) -> tuple[Tensor, Tensor]:
 def int8_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
     from optsd.quantization import triton_quantize  # not every machine has Triton
 
-    return triton_quantize.rows(x, shares)
+    return triton_quantize.rows(x, shares, *empty_rows(x, shares))
 
 
 @operator("int8_ranges(Tensor x) -> Tensor", empty_ranges)
 def int8_ranges(x: Tensor) -> Tensor:
     from optsd.quantization import triton_quantize
 
-    return triton_quantize.ranges(x)
+    return triton_quantize.ranges(x, empty_ranges(x))
 
 
 @operator("int8_pictures(Tensor x, Tensor ranges, int[] margins) -> (Tensor, Tensor, Tensor)", empty_pictures)
 def int8_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     from optsd.quantization import triton_quantize
 
-    return triton_quantize.pictures(x, ranges, margins)
+    return triton_quantize.pictures(x, ranges, margins, *empty_pictures(x, ranges, margins))

@@ -143,6 +143,35 @@ class Activation:
         return Activation(self.values.reshape(-1, self.values.shape[-1]), self.scale, self.zero_point)
 
 
+Pair = tuple[int, int]  # rows, columns
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution moves over a picture."""
+
+    kernel_size: Pair
+    stride: Pair
+    dilation: Pair
+    margins: tuple[int, int, int, int]  # of zeros: left, right, top, bottom
+    groups: int
+
+    def moves(self, size: Pair) -> tuple[int, ...]:
+        """All but the groups as plain numbers, and the size of the result."""
+        return (*self.kernel_size, *self.stride, *self.dilation, *self.margins, *size)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights as a kernel takes them."""
+
+    integers: Tensor  # what the kernel's `pack` returned, or int8, outputs × inputs (any strides)
+    scale: Tensor  # float32, outputs
+    column_sums: Tensor  # int32, outputs: the sum of each output's integers
+    bias: Tensor | None  # float32, outputs
+    multipliers: Tensor | None = None  # of INT4 for a kernel that unpacks it: then `integers` is `Int4Weight.packed`
+
+
 ROUNDER = 1.5 * 2**23
 """Adding it to a float32 leaves that number, rounded to even, in the low bits of its representation."""
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optsd.quantization.between import PART, parts_of
+from optsd.quantization.blocks import PIXELS, parts_of
 
 CHANNELS = 64  # that one block takes
 ROWS, WIDTH = 4, 256  # of GEGLU
@@ -16,7 +16,7 @@ def channel_moments(x: Tensor, found: Tensor) -> Tensor:
     parts, part = parts_of(x[0, 0].numel())
     grid = (parts, triton.cdiv(channels, CHANNELS), batch)
     with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever one holds the tensors
-        _moments[grid](x, found, channels, x[0, 0].numel(), part, *_strides(x), PART, CHANNELS, num_warps=4)
+        _moments[grid](x, found, channels, x[0, 0].numel(), part, *_strides(x), PIXELS, CHANNELS, num_warps=4)
     return found
 
 
@@ -35,9 +35,9 @@ def group_scales(moments: Tensor, pixels: int, groups: int, weight: Tensor, bias
 def scaled(x: Tensor, scales: Tensor, out: Tensor, silu: bool) -> Tensor:
     batch, channels = x.shape[:2]
     pixels = x[0, 0].numel()
-    grid = (triton.cdiv(pixels, PART), triton.cdiv(channels, CHANNELS), batch)
+    grid = (triton.cdiv(pixels, PIXELS), triton.cdiv(channels, CHANNELS), batch)
     with torch.cuda.device_of(x):
-        _scaled[grid](x, scales, out, channels, pixels, *_strides(x), silu, PART, CHANNELS, num_warps=4)
+        _scaled[grid](x, scales, out, channels, pixels, *_strides(x), silu, PIXELS, CHANNELS, num_warps=4)
     return out
 
 

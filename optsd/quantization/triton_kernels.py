@@ -9,8 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from optsd.quantization import tiles
-from optsd.quantization.kernels import Pair, Weights, Window
-from optsd.quantization.schemes import Activation
+from optsd.quantization.schemes import Activation, Pair, Weights, Window
 from optsd.quantization.tiles import Tile
 
 GROUP = 8  # tiles one below the other that share their weights in the cache, before the next column begins

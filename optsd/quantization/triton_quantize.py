@@ -9,19 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optsd.quantization.quantizing import LONGEST_ROW, PART, empty_pictures, empty_ranges, empty_rows, part_of
+from optsd.quantization.blocks import LONGEST_ROW, NUMBERS, numbers_of
 from optsd.quantization.schemes import ROUNDER, SMALLEST_SCALE, STEPS
 
 ONE_WARP = 1024  # numbers
 PIXELS, CHANNELS = 32, 64  # of a picture, that one block makes integers of
 
 
-def rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 in the shape of x, float32 scales and int32 zero points.
+def rows(x: Tensor, shares: int, values: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The last three, filled: int8 in the shape of x, float32 scales and int32 zero points.
 
     x: float16, bfloat16 or float32, contiguous; its shares are equal and lie one after the other.
     """
-    values, scale, zero_point = empty_rows(x, shares)
     length = x.numel() // max(shares, 1)
     if x.numel():
         block = min(triton.next_power_of_2(length), LONGEST_ROW)
@@ -33,20 +32,22 @@ def rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
     return values, scale, zero_point
 
 
-def ranges(x: Tensor) -> Tensor:
-    """As `quantizing.empty_ranges` says."""
-    found = empty_ranges(x)
+def ranges(x: Tensor, found: Tensor) -> Tensor:
+    """`found`, filled: pictures × parts × 3, as `quantizing.empty_ranges` says."""
     shares, parts, _ = found.shape
     length = x[0].numel() if shares else 0
     if x.numel():
         with torch.cuda.device_of(x):
-            _ranges[(parts, shares)](x, found, length, parts, part_of(length), PART, num_warps=8)
+            _ranges[(parts, shares)](x, found, length, parts, numbers_of(length), NUMBERS, num_warps=8)
     return found
 
 
-def pictures(x: Tensor, found: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 of batch × channels × height × width, of the ranges that `ranges` has found: `quantizing.pictures`."""
-    values, scale, zero_point = empty_pictures(x, found, margins)
+def pictures(
+    x: Tensor, found: Tensor, margins: tuple[int, ...], values: Tensor, scale: Tensor, zero_point: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last three, filled, of the ranges that `ranges` has found: int8 of batch × channels × height × width, as
+    `quantizing.pictures` says.
+    """
     batch, channels, height, width = x.shape
     tall, wide, parts = *values.shape[2:], found.shape[1]
     if values.numel():

@@ -10,7 +10,7 @@ mixed.py       mixed precision: what each kind of layer costs, and which mixture
 measured.py    the readings: rounds beside the baseline, pictures and their scores, peaks
 journal.py     every reading, kept: a search that was killed goes on
 answer.py      expected/tuned/<machine>.json, and what `tuned` means on this machine
-run.py         all of it for one request
+run.py         all of it for one request; found.py: what comes of it
 telling.py     what a person reads: table, results.json with its report, the pictures that lost most
 command.py     `optsd tune`
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from optsd.tune.request import Request
 
 if TYPE_CHECKING:
-    from optsd.tune.run import Found
+    from optsd.tune.found import Found
 
 __all__ = ["Request", "tune"]
 

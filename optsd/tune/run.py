@@ -1,7 +1,7 @@
 """One request: the model, the candidates, the search, and what is written down of it."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from optsd.files import check_writable, home
 from optsd.judge.expectations import identity
 from optsd.measure import environment
 from optsd.models import Source
-from optsd.records import Technique, Workload
-from optsd.tune import answer, candidates, mixed
+from optsd.records import Workload
+from optsd.tune import answer, candidates, mixed, telling
+from optsd.tune.found import Found
 from optsd.tune.journal import Journal
 from optsd.tune.request import Request
 from optsd.tune.search import BASELINE, Ask, Candidate, Search, block_of
@@ -22,27 +23,6 @@ from optsd.variants import canonical
 
 PROMPTS = 1000
 """How many the standard set has."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """`file` is the answer's; None where nothing was found that could be recorded. `search` has every reading."""
-
-    request: Request
-    workload: Workload
-    machine: dict[str, Any]
-    search: Search
-    technique: Technique | None
-    folder: Path
-    file: Path | None
-    took_s: float
-    made: int  # readings that this call made; the others were kept from an earlier one
-    by_layer: mixed.Proposed
-    interrupted: bool = False
-
-    @property
-    def winner(self) -> str | None:
-        return self.search.winner.name if self.search.winner else None
 
 
 def search(request: Request) -> Found:
@@ -131,10 +111,8 @@ def search(request: Request) -> Found:
         found = Found(
             request, workload, machine, made, technique, folder, file, took_s, journal.added, by_layer, interrupted
         )
-        from optsd.tune.telling import write
-
         say("writing the report")
-        write(found, bench)
+        telling.write(found, bench)
         return found
     finally:
         journal.close()

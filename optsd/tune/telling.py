@@ -15,8 +15,8 @@ from optsd.records import Measurement, Results
 from optsd.report.tables import aligned, figure
 from optsd.report.text import proof_lines
 from optsd.tune.candidates import split
+from optsd.tune.found import Found
 from optsd.tune.mixed import Proposed
-from optsd.tune.run import Found
 from optsd.tune.search import BASELINE, ERROR, Demand, Known
 from optsd.variants import against_eager, parse
 

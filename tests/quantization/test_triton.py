@@ -6,7 +6,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from optsd.quantization import kernels, quantizing, schemes
+from optsd.quantization import blocks, kernels, quantizing, schemes
 from optsd.quantization.schemes import Activation
 
 triton = pytest.importorskip("triton")
@@ -129,8 +129,8 @@ def test_what_is_no_number_spoils_its_own_share_alone(length, strange, device) -
 
 
 def test_a_range_that_one_part_alone_holds_is_that_of_the_whole(device) -> None:
-    for place in (0, quantizing.PART - 1, quantizing.PART, 3 * quantizing.PART - 1):
-        x = torch.zeros(1, 3 * quantizing.PART, device=device)
+    for place in (0, blocks.NUMBERS - 1, blocks.NUMBERS, 3 * blocks.NUMBERS - 1):
+        x = torch.zeros(1, 3 * blocks.NUMBERS, device=device)
         x[0, place] = -7.0
         x = x.view(1, 12, 32, 32)
         assert torch.equal(quantized(x, 1).scale, reference(x, 1).scale), place
