@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from optsd.errors import Unsupported
-from optsd.judge.statistics import median_interval, ratio_interval
+from optsd.judge.statistics import Interval, enough, median_interval, ratio_interval
 from optsd.measure import energy
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def test_energy(built: "Bench", baseline: "Bench", rounds: int, recorder: "Recor
             readings.append(energy.joules_of_a_call(draw, device))
 
     per_image = tuple(reading / pictures for reading in ours)
-    value, low, high = median_interval(per_image)
-    recorder.measure(built.variant, "energy_j", value, low, high, per_image)
-    share, least, most = ratio_interval(ours, theirs)  # of the baseline's joules
-    recorder.measure(built.variant, "energy_reduction", 1 - share, 1 - most, 1 - least)
-    assert value > 0
+    found, share = median_interval(per_image), ratio_interval(ours, theirs)  # of the baseline's joules
+    saved, least, most = (1 - each for each in share)
+    recorder.measure(built.variant, "energy_j", found.value, enough(found, rounds), per_image)
+    recorder.measure(built.variant, "energy_reduction", saved, enough(Interval(saved, most, least), rounds))
+    assert found.value > 0

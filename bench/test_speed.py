@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from optsd.judge.benchmark_json import as_extra_info
-from optsd.judge.statistics import median_interval, ratio_interval
+from optsd.judge.statistics import enough, median_interval, ratio_interval
 
 if TYPE_CHECKING:
     from conftest_plugins.pipelines import Bench
@@ -47,23 +47,26 @@ def test_speed(
     stages = built.stage_seconds()
 
     per_image = tuple(reading / pictures for reading in ours)
-    latency, low, high = median_interval(per_image)
-    speedup, slowest, fastest = ratio_interval(theirs, ours)
+    latency, speedup = median_interval(per_image), ratio_interval(theirs, ours)
+    ends = enough(latency, rounds)
     found = [
-        recorder.measure(built.variant, "latency_s", latency, (low, high), per_image),
-        recorder.measure(built.variant, "throughput_images_s", 1 / latency, (1 / high, 1 / low)),
+        recorder.measure(built.variant, "latency_s", latency.value, ends, per_image),
+        recorder.measure(
+            built.variant, "throughput_images_s", 1 / latency.value, (1 / ends[1], 1 / ends[0]) if ends else None
+        ),
         recorder.measure(
             built.variant,
             "speedup",
-            speedup,
-            (slowest, fastest),
+            speedup.value,
+            enough(speedup, rounds),
             tuple(a / b for a, b in zip(theirs, ours, strict=True)),
             note="the baseline against itself: the noise floor" if built is baseline else "",
         ),
     ]
     for stage, readings in stages.items():
-        middle, low, high = median_interval(readings)
-        found.append(recorder.measure(built.variant, stage, middle, (low, high), tuple(readings)))
+        middle = median_interval(readings)
+        ends = enough(middle, len(readings))
+        found.append(recorder.measure(built.variant, stage, middle.value, ends, tuple(readings)))
     evidence = built.evidence()
     if "compile_s" in evidence.proof:
         compiling = evidence.proof["compile_s"]

@@ -232,6 +232,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     asked = [option for option in (*JUDGED_ONCE, "--against") if config.getoption(option, None)]
     if not asked or config.option.collectonly or hasattr(config, "workerinput") or not config.stash[RECORDER].empty:
         return
+    if session.exitstatus not in (*_FINE, pytest.ExitCode.TESTS_FAILED):  # refused or cut off, and that is said
+        return
     config.stash[_OUTCOME].lines.append(f"{asked[0]} judged nothing: this run measured nothing; run pytest bench")
     if session.exitstatus in _FINE:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

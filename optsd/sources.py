@@ -55,6 +55,10 @@ def _find(module: str, folder: Path, what: str) -> Path | None:
             source = _source(spec)
             if source is not None and _names(_parsed(source, what)) & _DYNAMIC:
                 return None
+            meant = folder.joinpath(*module.split("."))
+            if meant.with_suffix(".py").is_file() or (meant / "__init__.py").is_file():
+                hides = f"{meant.parent} is hidden by another {top!r}, in {', '.join(map(str, inside or ()))}"
+                raise NotFound(f"{what}: {hides}", "install what lies there without -e, or rename your folder")
             where = f" in {', '.join(map(str, inside))}" if inside else ""
             raise NotFound(f"{what}: no module '{name}.{part}'{where}", "name a module that is there")
         spec, name = found, f"{name}.{part}"

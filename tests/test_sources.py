@@ -83,3 +83,16 @@ def test_every_public_name_of_real_modules_is_found(name: str, tmp_path: Path) -
     assert len(names) > 5
     for each in names:
         sources.check(f"{name}:{each}", tmp_path, "x")
+
+
+def test_a_folder_that_another_package_of_its_name_hides_is_said_to_be_hidden(tmp_path: Path, monkeypatch) -> None:
+    """As a project's `bench/` beside an editable checkout of this one."""
+    (tmp_path / "elsewhere" / "theirs").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "theirs" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    __import__("theirs")
+    try:
+        with pytest.raises(NotFound, match=r"hidden by another 'theirs', in .*elsewhere.theirs; install .* without -e"):
+            sources.check("theirs.drawing:draw", module(tmp_path, "def draw(): ..."), "--subject mine")
+    finally:
+        del sys.modules["theirs"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._dynamo.callback import callback_handler
 
 from optsd import anatomy, native
@@ -76,7 +77,10 @@ class Compiled:
         callback_handler.register_start_callback(self._begin)
         callback_handler.register_end_callback(self._end)
         try:
-            return self.compiled(*_laid(args), **kwargs)
+            # torch keeps compiled code for all networks that are alike, and does not ask by itself whether they have
+            # the same hooks: one with a user's hooks would run code that was compiled for one without them.
+            with dynamo.patch(skip_nnmodule_hook_guards=False):
+                return self.compiled(*_laid(args), **kwargs)
         finally:
             callback_handler.remove_start_callback(self._begin)
             callback_handler.remove_end_callback(self._end)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optsd.judge.kept import ERROR, QUESTION, fewest
+from optsd.judge.statistics import FEWEST_ROUNDS
 from optsd.judge.verdicts import joined, noise_of
 from optsd.records import Measurement, Results, Verdict, is_finite
 from optsd.report.tables import MAIN, all_variants, figure, index, interval, metric_of, not_there
@@ -121,8 +122,11 @@ def _fastest(
             else f"no variant that is faster than the baseline keeps {_percent(share)} of every quality metric"
         )
         found.append(Answer("Fastest with the quality kept", "", "unknown" if not keeping else "none", reason))
-    elif any(variant != "baseline" and (variant, "speedup") in rows for variant in variants):
+    elif compared := [row for variant in variants if variant != "baseline" and (row := rows.get((variant, "speedup")))]:
         reason = "of no variant the whole 95\N{NO-BREAK SPACE}% interval of the speedup lies above 1"
+        if all(row.low is None for row in compared):
+            rounds = max(len(row.samples) for row in compared)
+            reason = f"{rounds} rounds are too few for an interval: --rounds {FEWEST_ROUNDS} or more has one"
         found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
         reason = f"{_quality_in_words(keeping, fast.variant)}{_tie(rows, fast, variants)}"
@@ -139,8 +143,10 @@ def _best(rows: dict[tuple[str, str], Measurement], variants: tuple[str, ...], n
 
 
 def _surely_faster(row: Measurement) -> bool:
-    """A speedup counts when its whole interval is above 1: a median of 1.08 that may as well be 0.95 is none."""
-    return row.value is not None and row.value > 1 and _ends(row)[0] > 1
+    """A speedup counts when its whole interval is above 1: a median of 1.08 that may as well be 0.95 is none, and what
+    was timed in too few rounds has no interval.
+    """
+    return row.value is not None and row.value > 1 and row.low is not None and row.low > 1
 
 
 def _ends(row: Measurement) -> tuple[float, float]:

@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     files = chosen.files or sorted(Path(HISTORY).glob("*.jsonl"))
     if not files:
-        raise NotFound(f"there is no {HISTORY}/*.jsonl", "run a gate, which writes it: pytest bench --gate")
+        remedy = "run gates, which write it: pytest bench --expected-update, then --gate"
+        raise NotFound(f"there is no {HISTORY}/*.jsonl", remedy)
     said, rows = [], []
     for file in files:
         found = [course for course in courses(read(file)) if _is_asked(course, chosen)]

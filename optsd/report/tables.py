@@ -11,8 +11,8 @@ from optsd.records import Measurement, Results
 MAIN = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
 QUALITY = tuple(name for name, row in METRICS.items() if row.kind == "quality")
 SIDE_BY_SIDE = (
-    "the seconds alone would give another speedup: it compares rounds that ran side by side, "
-    "and the machine was not the same all the time"
+    "a speedup compares rounds that ran side by side; the seconds are of the whole run, "
+    "in which the machine was not the same all the time"
 )
 BESIDE_SPEED = ("objects_right", "clip", "fid")
 """The first of these that was measured stands beside the speedup: what the speed has cost."""
@@ -166,7 +166,7 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
 def _stands_out(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> bool:
     """Whether it is another's than the baseline's, and has nothing in common with the baseline's interval, if any."""
     base = rows.get(("baseline", row.metric))
-    if row.variant == "baseline":
+    if row.variant == "baseline" or (row.samples and row.low is None):  # or was read too few times for an interval
         return False
     if base is None or base.low is None or base.high is None or row.value is None:
         return True

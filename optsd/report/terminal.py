@@ -113,7 +113,8 @@ def _fit(table: Table, width: int) -> tuple[list[Column], list[Column]]:
 def _heading(column: Column) -> tuple[str, str]:
     """Two short lines: the label, and the rest of it or the unit."""
     if column.metric == "speedup":
-        return "speedup", "[95 %]" if any(cell.interval for cell in column.cells) else "at best"
+        interval = "[95 %]" if any(cell.interval for cell in column.cells) else ""
+        return "speedup", "at best" if any("at best" in cell.note for cell in column.cells) else interval
     label, _, rest = _SHORT.get(column.metric, column.label).partition(" ")
     unit = "" if column.metric == "latency_s" else column.unit
     return label, " ".join(part for part in (rest.strip("()"), unit) if part)

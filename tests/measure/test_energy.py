@@ -4,9 +4,11 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 
+from conftest_plugins.results import Recorder
 from optsd.errors import Unsupported
 from optsd.measure import energy
 from optsd.measure.energy import between, joules_of_a_call, read
@@ -90,15 +92,16 @@ def test_the_bench(counted: bool, package) -> None:
 
     if counted:
         package(0, 0)
-    recorder = SimpleNamespace(
-        measure=lambda variant, metric, value, *more, **note: rows.setdefault(metric, (variant, value, *more, note))
+    recorder = create_autospec(Recorder, instance=True)  # it takes what the real one takes
+    recorder.measure.side_effect = lambda variant, name, value, interval=None, samples=(), note="": rows.setdefault(
+        name, (variant, value, interval, samples, note)
     )
     test_energy = import_module("bench.test_energy").test_energy
     if not counted:
         with pytest.raises(pytest.skip.Exception, match="counted nowhere"):
-            test_energy(bench("int8", 20), bench("baseline", 40), 3, recorder, None)
+            test_energy(bench("int8", 20), bench("baseline", 40), 6, recorder, None)
         assert [row[:2] for row in rows.values()] == [("int8", None)] * 2
         return
-    test_energy(bench("int8", 20), bench("baseline", 40), 3, recorder, None)
-    assert rows["energy_j"] == ("int8", 5, 5, 5, (5, 5, 5), {})
-    assert rows["energy_reduction"][:4] == ("int8", 0.5, 0.5, 0.5)
+    test_energy(bench("int8", 20), bench("baseline", 40), 6, recorder, None)
+    assert rows["energy_j"] == ("int8", 5, (5, 5), (5,) * 6, "")
+    assert rows["energy_reduction"][:3] == ("int8", 0.5, (0.5, 0.5))

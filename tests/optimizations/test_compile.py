@@ -26,6 +26,21 @@ def test_compiled_output_seconds_and_undo(small_unet, bare, denoise):
     assert torch.equal(denoise(unet), expected)
 
 
+def test_code_that_was_compiled_for_a_network_without_hooks_serves_none_with_them(small_unet, bare, denoise):
+    def doubled(unet, pre: bool, post: bool):
+        if pre:
+            unet.conv_in.register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+        if post:
+            unet.conv_out.register_forward_hook(lambda module, arguments, output: 2 * output)
+        return unet
+
+    for hooks in ((False, False), (True, False), (False, True), (True, True)):
+        expected = denoise(doubled(small_unet(layers_per_block=1), *hooks), steps=1)
+        unet = doubled(small_unet(layers_per_block=1), *hooks)
+        Compile(backend="eager").apply(bare(unet))
+        torch.testing.assert_close(denoise(unet, steps=1), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_layers_are_compiled_once(bits):
     """What counts their calls is no part of what was compiled: it would be compiled anew for each number."""

@@ -80,7 +80,7 @@ def test_the_same_as_data(tmp_path: Path, monkeypatch, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "there is no expected/history/*.jsonl; run a gate"), ("{}\n", "line 1, is no session")],
+    [(None, "there is no expected/history/*.jsonl; run gates"), ("{}\n", "line 1, is no session")],
 )
 def test_without_a_history_it_is_one_line(tmp_path: Path, monkeypatch, capsys, text, message: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -28,6 +28,22 @@ def test_every_variant_has_one_row_and_the_speedup_its_interval(results):
     row = results.get("int8", "speedup")
     line = next(line for line in lines if line.startswith("int8 "))
     assert f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" in line
+    assert "[95 %]" in text_above(lines)
+
+
+def text_above(lines: list[str]) -> str:
+    return " ".join(lines[: next(number for number, line in enumerate(lines) if set(line) & {"─", "-"} == set(line))])
+
+
+def test_a_speedup_of_two_rounds_has_no_interval_and_is_no_bound(results):
+    rows = [
+        dataclasses.replace(row, low=None, high=None, samples=(row.value,) * 2) if row.metric == "speedup" else row
+        for row in results.measurements
+    ]
+    above = text_above(printed(dataclasses.replace(results, measurements=tuple(rows))).splitlines())
+    assert "speedup" in above
+    assert "[95 %]" not in above
+    assert "at best" not in above
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
