@@ -41,7 +41,9 @@ def trade(run: Run, cost: str, quality: str, word: str) -> Drawing | None:
     points = list(zip(xs.values, ys.values, strict=True))
     best = front([(xs.sign * x, ys.sign * y) for x, y in points])
     corner = [points[place] for place in best]
-    axes.step(*zip(*corner, strict=True), where="pre", color=COLOURS["vae"], linewidth=6, alpha=0.22, zorder=1)
+    band = {"color": COLOURS["vae"], "alpha": 0.22, "zorder": 1}
+    axes.step(*zip(*corner, strict=True), where="pre", linewidth=6, **band)
+    axes.plot(*zip(*corner, strict=True), "o", markersize=16, markeredgewidth=0, **band)  # one point alone has no line
     labels = {}
     for (number, variant, rows), (x, y) in zip(found, points, strict=True):
         colour, marker, hollow = style_of(variant)
@@ -77,6 +79,7 @@ class _Axis:
         self.about = metric_of(name)
         self.scale = scale_for(self.about.unit, values)
         self.values = [value / self.scale.divisor for value in values]
+        self.rows = [rows[place] for _, _, rows in found]
         self.sign = 1 if self.about.better == "higher" else -1
 
     def error(self, row: Measurement) -> list[list[float]] | None:
@@ -90,8 +93,12 @@ class _Axis:
         unit = f" ({self.scale.unit})" if self.scale.unit not in ("", "×") else ""
         # Of the upright axis the label is turned, and with it the arrow.
         getattr(axes, f"set_{which}label")(f"{self.about.label}{unit}, {self.about.better} is better →")
-        # By the points, not by their intervals, which would squash them: an interval may leave the plot.
+        # By the points, not by their intervals, which would squash them: an interval may leave the plot. By these where
+        # the points are all alike.
         low, high = min(self.values), max(self.values)
+        if low == high:
+            ends = [end / self.scale.divisor for row in self.rows for end in (row.low, row.high) if end is not None]
+            low, high = min([low, *ends]), max([high, *ends])
         room = max(0.16 * (high - low), 0.01 * max(abs(low), abs(high)), 1e-9)
         getattr(axes, f"set_{which}lim")(low - room, high + room)
         if self.about.unit == "fraction":  # room for the mark is no figure above 100 %
