@@ -18,9 +18,10 @@ def twice(claims: Sequence[Claim]) -> Iterator[Finding | str]:
         value, metric = claim.value, claim.metric
         if value.figure is None or value.bound or value.before is not None or _follows(claim, claims):
             continue
-        what = (metric.kind, metric.per, metric.scope, metric.when, metric.counted, metric.change, metric.over,
+        what = (claim.setting, names.methods(claim.technique), claim.against.said,
+                metric.kind, metric.per, metric.scope, metric.when, metric.counted, metric.change, metric.over,
                 metric.device, metric.statistic, metric.kind == "warm_up" and metric.said, value.unit)  # fmt: skip
-        groups[(claim.setting, names.methods(claim.technique), claim.against.said, *what)].append(claim)
+        groups[what].append(claim)
         # A column is printed with as many places as its longest figure: 29.5 beside 29.46 is 29.50.
         column = (claim.source.said, metric.said, value.unit)
         places[column] = min(places[column], last_place(value.figure))

@@ -242,8 +242,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _sha256(file: Path) -> str:
+    found = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,6 +1,7 @@
 """Speed against quality, and memory against quality, with the Pareto front."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from optsd.records import Measurement
 from optsd.report.drawing import COLOURS, Drawing, finish, new_figure, printable
@@ -41,7 +42,7 @@ def trade(run: Run, cost: str, quality: str, word: str) -> Drawing | None:
     points = list(zip(xs.values, ys.values, strict=True))
     best = front([(xs.sign * x, ys.sign * y) for x, y in points])
     corner = [points[place] for place in best]
-    band = {"color": COLOURS["vae"], "alpha": 0.22, "zorder": 1}
+    band: Any = {"color": COLOURS["vae"], "alpha": 0.22, "zorder": 1}
     axes.step(*zip(*corner, strict=True), where="pre", linewidth=6, **band)
     axes.plot(*zip(*corner, strict=True), "o", markersize=16, markeredgewidth=0, **band)  # one point alone has no line
     labels = {}
