@@ -13,7 +13,7 @@ from optsd.measure.pictures import check_pictures
 from optsd.records import Technique, Workload
 from optsd.subjects import Folder
 
-from .options import DEVICE, MODEL, OUTPUT, SUBJECTS, WATCH, WORKLOAD, chosen_preset
+from .options import DEVICE, MODEL, OUTPUT, SUBJECTS, WATCH, WORKLOAD, chosen_preset, estimated_device
 from .progress import Say
 
 if TYPE_CHECKING:
@@ -28,6 +28,24 @@ if TYPE_CHECKING:
 
 FOLDER_TELLS = "{} is a folder of pictures: it has no speed, memory or size"
 SIZES = ("weight_bytes", "unet_weight_bytes", "disk_bytes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """A model that is nowhere to be had is said in one line, before each bench in turn waits for it."""
+    config = session.config
+    if WORKLOAD not in config.stash or config.option.collectonly or hasattr(config, "workerinput"):
+        return
+    if estimated_device(config):  # it takes no weights
+        return
+    from optsd import models
+    from optsd.data.downloads import check_hub
+
+    if hub_id := models.check(config.getoption("--model")).hub_id:
+        try:
+            check_hub(hub_id)
+        except OptsdError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 class Bench(Protocol):

@@ -165,6 +165,22 @@ def find_weights(name: str, configured: Path | None = None) -> Path:
     return file
 
 
+def check_hub(hub_id: str) -> None:
+    """Raises NotFound where a model is neither in the hub's cache nor to be had from the hub now."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub_id, "model_index.json"), str):
+        return
+    try:
+        HfApi().model_info(hub_id, timeout=TIMEOUT_S)
+    except Exception as error:  # of whichever library it goes through
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0][:120]
+        raise NotFound(
+            f"{hub_id} is not on this machine, and the hub does not give it ({reason})",
+            "download it where there is a network, and give its folder: --model FOLDER",
+        ) from error
+
+
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes; read once as long as the file stays as it is."""
     status = file.stat()

@@ -90,6 +90,15 @@ def test_chosen_variants_bring_the_baseline_and_come_once() -> None:
     assert [line.split("[")[1] for line in collected] == ["baseline]", "int8+flash]", "int4]"]
 
 
+def test_a_model_that_the_hub_does_not_give_is_one_line_before_anything_waits_for_it():
+    """Without a network, and with one that has no such model."""
+    result = run_pytest("bench", "-p", "no:cacheprovider", "--model", "nobody/nothing", "-m", "size", "--device", "cpu")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: nobody/nothing is not on this machine, and the hub does not give it" in result.stderr
+    assert "give its folder: --model FOLDER" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_the_order_of_the_benches_is_theirs_whoever_shuffles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-randomly comes first of all, --ff around all others."""
     hook = "def pytest_collection_modifyitems(items):\n"
