@@ -173,7 +173,7 @@ def check_hub(hub_id: str) -> None:
         return
     try:
         HfApi().model_info(hub_id, timeout=TIMEOUT_S)
-    except Exception as error:  # of whichever library it goes through
+    except Exception as error:  # no network, no such model, no leave: its HTTP library's errors share no other class
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0][:120]
         raise NotFound(
             f"{hub_id} is not on this machine, and the hub does not give it ({reason})",

@@ -40,7 +40,7 @@ def median_interval(samples: Sequence[float]) -> Interval:
     return Interval(float(np.median(readings)), *_percentiles(_resampled_medians(readings, seed=0)))
 
 
-def enough(found: "Interval", count: int) -> tuple[float, float] | None:
+def enough(found: Interval, count: int) -> tuple[float, float] | None:
     """The interval's ends, where it is of so many readings that it promises something."""
     return (found.low, found.high) if count >= FEWEST_ROUNDS else None
 

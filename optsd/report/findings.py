@@ -57,9 +57,9 @@ def _launched(results: Results, rows: dict[tuple[str, str], Measurement], varian
     a step and running them 29.5, the baseline's step 53 to 55 (reports/nvidia-h200).
     """
     techniques = {name: {part.partition(":")[0] for part in name.split("+")} for name in variants if is_ours(name)}
-    quantized = [name for name, parts in techniques.items() if parts & {*BY_LAYER}]
+    quantized = [name for name, parts in techniques.items() if parts & {*BY_LAYER} and "compile" not in parts]
     speedups = [row for name in quantized if (row := rows.get((name, "speedup"))) is not None and row.value]
-    slow = [row for row in speedups if _ends(row)[1] < 1]
+    slow = [row for row in speedups if row.high is not None and row.high < 1]
     if results.workload.device != "cuda" or not slow or any("graph" in techniques[name] for name in quantized):
         return None
     last = min(slow, key=lambda row: row.value or 0.0)
