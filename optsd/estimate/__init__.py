@@ -9,6 +9,7 @@ devices.py        what each device can do at best, with the source
 architectures.py  pipelines without weights
 operations.py     what one operation computes and moves
 trace.py          live memory and operations of a run, over fake or real tensors
+repeated.py       blocks that are alike are traced once
 counted.py        both as a ledger, to be compared line by line
 run.py            the run under fake tensors
 roofline.py       the least time that the operations can take on a device

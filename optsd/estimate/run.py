@@ -1,10 +1,10 @@
 """Runs a pipeline under fake tensors, with the target device's kernels, and hands back what was traced."""
 
 import contextlib
+import dataclasses
 import gc
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial, wraps
 from typing import Any
 from unittest import mock
@@ -24,14 +24,15 @@ from optsd import anatomy
 from optsd.errors import BadInput, OptsdError, Unsupported
 from optsd.estimate import architectures
 from optsd.estimate.devices import Device
+from optsd.estimate.repeated import Repeated
 from optsd.estimate.trace import Allocation, TargetKernels, Tracer
-from optsd.quantization import kernels
+from optsd.quantization import kernels, schemes
 from optsd.quiet import without_talk
 from optsd.records import Workload
 from optsd.variants import against_eager
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Traced:
     """One traced call of a pipeline; `calls` is how often the whole workload runs the denoiser."""
 
@@ -81,19 +82,26 @@ def trace_fake(model: str, variant: str, workload: Workload, device: Device, ste
             for name, part in pipe.components.items()
             if isinstance(part, nn.Module)
         }
-        patch = technique.apply(pipe)
+        with _integers_once():
+            patch = technique.apply(pipe)
         place = partial(_on_the_device, torch.device(device.kind))
         anatomy.denoiser(pipe).register_forward_pre_hook(place, with_kwargs=True)
         calls = _run_scheduler_on_real_tensors(pipe, tracer, workload.steps)
         tracer.start(pipe.components)
         weight_bytes = tracer.weight_bytes
+        repeated = Repeated(tracer)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                repeated.watch(part)
         with tracer.following_modules(), TargetKernels(tracer):
             gc.collect()
             run(pipe, workload, steps)
             gc.collect()
             kept = tracer.kept
         name = anatomy.denoiser_name(pipe)
-        return Traced(tracer, name, calls, parameters, weight_bytes, patch.touched, patch.proof, kept)
+        # What is played back runs no kernel: those that ran are no count of anything.
+        proof = {what: value for what, value in patch.proof.items() if not what.endswith("_calls")}
+        return Traced(tracer, name, calls, parameters, weight_bytes, patch.touched, proof, kept)
 
 
 def trace_real(pipe: Any, workload: Workload, steps: int) -> Tracer:
@@ -206,6 +214,34 @@ def _convertible(tracer: Tracer) -> Iterator[None]:
         return module
 
     with mock.patch.object(nn.Module, "_apply", apply):
+        yield
+
+
+@contextlib.contextmanager
+def _integers_once() -> Iterator[None]:
+    """Weights of one form become integers of one form, which is all that is asked: the search for them is run once."""
+
+    def like(made: Any) -> Any:
+        if isinstance(made, Tensor):
+            return torch.empty_like(made)
+        parts = {name: like(part) for name, part in vars(made).items() if isinstance(part, Tensor)}
+        return dataclasses.replace(made, **parts)
+
+    def once(function: Callable) -> Callable:
+        known: dict[Hashable, Any] = {}
+
+        def call(*args: Any) -> Any:
+            kind = tuple((each.shape, each.stride(), each.dtype) if isinstance(each, Tensor) else each for each in args)
+            if kind not in known:
+                known[kind] = function(*args)
+                return known[kind]
+            return like(known[kind])
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in ("quantize_int8", "quantize_int4", "unpack_int4"):
+            stack.enter_context(mock.patch.object(schemes, name, once(getattr(schemes, name))))
         yield
 
 

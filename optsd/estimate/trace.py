@@ -69,6 +69,15 @@ class Peak:
         return dict(sizes.most_common())
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened during a trace: an operation, an allocation, or, with neither, the end of one."""
+
+    key: int = 0  # of the memory
+    allocation: Allocation | None = None
+    operation: Operation | None = None
+
+
 class Tracer(TorchDispatchMode):
     """Enter it before the pipeline is built; call `start` when all weights are there; then run the pipeline.
 
@@ -79,9 +88,10 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.device_type, self.granularity, self.fake = device_type, granularity, fake
         self.operations: list[Operation] = []
+        self.log: list[Event] = []
         self.step = 0
         self.live_bytes = 0
-        self._live: dict[int, Allocation] = {}
+        self.live: dict[int, Allocation] = {}
         self._watched: dict[int, weakref.ref] = {}
         self._names: dict[int, str] = {}
         self._convolutions: set[str] = set()
@@ -103,15 +113,15 @@ class Tracer(TorchDispatchMode):
             for tensor in (*module.parameters(), *module.buffers()):
                 if self._follows(tensor):
                     self._allocate(tensor, "weight")
-                    self._live[_key(tensor)].owner = component
-        for allocation in self._live.values():
+                    self.live[key_of(tensor)].owner = component
+        for allocation in self.live.values():
             allocation.owner = allocation.owner or "pipeline"
             self._weights[allocation.owner] += allocation.size
         self._started = True
 
     def own(self, tensor: Tensor, module: nn.Module) -> None:
         """A tensor that a running pipeline gave to a module: a weight too."""
-        allocation = self._live.get(_key(tensor))
+        allocation = self.live.get(key_of(tensor))
         if self._started and allocation and not allocation.owner:
             allocation.owner = self._names.get(id(module), "").partition(".")[0] or "pipeline"
             self._weights[allocation.owner] += allocation.size
@@ -132,7 +142,7 @@ class Tracer(TorchDispatchMode):
     @property
     def kept(self) -> tuple[Allocation, ...]:
         """What is live now and is no weight: after a run, what it has left behind. Largest first."""
-        found = (allocation for allocation in self._live.values() if not allocation.owner)
+        found = (allocation for allocation in self.live.values() if not allocation.owner)
         return tuple(sorted(found, key=lambda one: (-one.size, one.module, one.operation)))
 
     @contextmanager
@@ -160,6 +170,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # every second call of all; through torch's modes it takes as long as any other
         if self._paused:
             return function(*args, **kwargs)
         if self.fake and (known_value := self._host_value(function, args, kwargs)) is not None:
@@ -167,7 +179,7 @@ class Tracer(TorchDispatchMode):
         output = function(*args, **kwargs)
         outputs = [tensor for tensor in tensors(output) if self._follows(tensor)]
         inputs = [tensor for tensor in tensors((args, kwargs)) if self._follows(tensor)]
-        known = {_key(tensor) for tensor in inputs}
+        known = {key_of(tensor) for tensor in inputs}
         name = function.name().partition(".")[0]
         for tensor in inputs:  # made before the tracer was entered, or by code that torch does not dispatch
             self._allocate(tensor, "input")
@@ -178,7 +190,7 @@ class Tracer(TorchDispatchMode):
             del scratch
         if "softmax" in name:
             self._scores.update(_score_key(tensor.shape) for tensor in (*inputs, *outputs))
-        is_view = not function._schema.is_mutable and all(_key(tensor) in known for tensor in outputs)
+        is_view = not function._schema.is_mutable and all(key_of(tensor) in known for tensor in outputs)
         if self._started and outputs and not is_view:
             self._record(function, name, args, kwargs, output, outputs)
         return output
@@ -203,8 +215,8 @@ class Tracer(TorchDispatchMode):
             if torch.device(kwargs.get("device") or "cpu").type == "cpu":
                 with unset_fake_temporarily():
                     return function(*args, **kwargs)
-        elif function is torch.ops.aten._local_scalar_dense.default and _key(inputs[0]) in self._live:
-            return STAND_INS.get(self._live[_key(inputs[0])].operation)
+        elif function is torch.ops.aten._local_scalar_dense.default and key_of(inputs[0]) in self.live:
+            return STAND_INS.get(self.live[key_of(inputs[0])].operation)
         return None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -213,11 +225,9 @@ class Tracer(TorchDispatchMode):
         query B×H×L×E, key B×H×S×E, value B×H×S×V -> B×H×L×V, laid out as the query is, so that merging the heads
         is a view, as after torch's kernels (Dao, "FlashAttention-2", 2023).
         """
-        before = len(self.operations)
         same = query.shape[-1] == value.shape[-1]
         result = torch.empty_like(query) if same else query.new_empty((*query.shape[:-1], value.shape[-1]))
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        del self.operations[before:]
         traffic_bytes = sum(map(moved, (query, key, value, result, sums)))
         self._append(
             "fused_attention",
@@ -231,49 +241,65 @@ class Tracer(TorchDispatchMode):
         size, read = traffic(function, args, kwargs, outputs)
         if size == 0:
             return
-        weights = sum(moved(tensor) for tensor in read if self._follows(tensor) and self._live[_key(tensor)].owner)
+        weights = sum(moved(tensor) for tensor in read if self._follows(tensor) and self.live[key_of(tensor)].owner)
         self._append(name, arithmetic(function, args, kwargs, output), size, weights)
 
     def _append(self, name: str, computed: tuple[str, str, float], moved_bytes: int, weight_bytes: int) -> None:
         if self._started and not self._paused:
             kind, precision, flops = computed
-            if kind == "linear" and self._module in self._convolutions:  # multiplied as a matrix of windows
+            if kind == "linear" and self.module in self._convolutions:  # multiplied as a matrix of windows
                 kind = "convolution"
-            self.operations.append(
-                Operation(name, kind, precision, flops, moved_bytes, weight_bytes, self._module, self.step)
-            )
+            self.append(Operation(name, kind, precision, flops, moved_bytes, weight_bytes, self.module, self.step))
+
+    def append(self, operation: Operation) -> None:
+        """One more operation of the run."""
+        self.operations.append(operation)
+        self.log.append(Event(operation=operation))
 
     @property
-    def _module(self) -> str:
+    def module(self) -> str:
+        """The name of the module that runs; "" between components."""
         return self._modules[-1] if self._modules else ""
 
     def _follows(self, tensor: Tensor) -> bool:
         return tensor.device.type == self.device_type and isinstance(tensor, FakeTensor) == self.fake
 
     def _allocate(self, tensor: Tensor, operation: str) -> None:
-        key = _key(tensor)
-        if key in self._live:
+        key = key_of(tensor)
+        if key in self.live:
             return
         storage = tensor.untyped_storage()
         size = -(-storage.nbytes() // self.granularity) * self.granularity
-        allocation = Allocation(size, tuple(tensor.shape), name_of(tensor.dtype), operation, self._module)
-        self._live[key] = allocation
-        self._watched[key] = weakref.ref(storage, lambda _: self._free(key))
-        self.live_bytes += size
-        stage = self._module.partition(".")[0] or "pipeline"
+        allocation = Allocation(size, tuple(tensor.shape), name_of(tensor.dtype), operation, self.module)
+        self.follow(tensor, allocation)
+
+    def follow(self, tensor: Tensor, allocation: Allocation) -> None:
+        """Hold the tensor's memory as this allocation, for as long as it lives."""
+        key, storage = key_of(tensor), tensor.untyped_storage()
+        self._watched[key] = weakref.ref(storage, lambda _: self.free(key))
+        self.hold(key, allocation)
+
+    def hold(self, key: int, allocation: Allocation) -> None:
+        """Count it as live, until `free`."""
+        self.live[key] = allocation
+        self.log.append(Event(key, allocation))
+        self.live_bytes += allocation.size
+        stage = self.module.partition(".")[0] or "pipeline"
         if self._started and self.live_bytes > self._best.get(stage, (0,))[0]:
-            active = [one for one in self._live.values() if not one.owner]
+            active = [one for one in self.live.values() if not one.owner]
             self._best[stage] = (self.live_bytes, dict(self._weights), active, allocation)
 
-    def _free(self, key: int) -> None:
-        allocation = self._live.pop(key)
-        del self._watched[key]
+    def free(self, key: int) -> None:
+        """It is live no more."""
+        allocation = self.live.pop(key)
+        self._watched.pop(key, None)
+        self.log.append(Event(key))
         self.live_bytes -= allocation.size
         if self._started and allocation.owner:
             self._weights[allocation.owner] -= allocation.size
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
-        name = self._names.get(id(module), self._module)
+        name = self._names.get(id(module), self.module)
         if name in DENOISERS:
             self.step += 1
         self._modules.append(name)
@@ -306,7 +332,7 @@ def _fused_allowed() -> bool:
     return torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
-def _key(tensor: Tensor) -> int:
+def key_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 

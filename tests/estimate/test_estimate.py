@@ -47,6 +47,7 @@ def test_estimated_peaks_are_those_of_the_tensors_that_a_real_run_has(technique,
 
 
 def added_by_a_call(sender):
+    torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them for ever
     unet = networks.unet().eval()
     attention.Eager().apply(SimpleNamespace(unet=unet, components={"unet": unet}))
     sample, text = torch.zeros(2, 4, 128, 128), torch.zeros(2, 32, unet.config.cross_attention_dim)
