@@ -72,6 +72,9 @@ METRICS: dict[str, Metric] = {
 }
 """`*_retention` (optimized ÷ baseline, as the guide defines it) exists for every quality metric; see `metric`."""
 
+MAX_PSNR_DB = 100.0
+"""What equal pictures count as; a single value that differs by 1 in 512×512×3 gives 107."""
+
 
 def zero_is_a_figure(name: str) -> bool:
     """Whether a metric can rightly be zero or below; no time, size or speed can. Raises KeyError as `metric` does."""

@@ -8,13 +8,12 @@ from functools import cached_property
 import numpy as np
 
 from optsd.errors import BadInput
-from optsd.metrics import metric
+from optsd.metrics import MAX_PSNR_DB, metric
 from optsd.quality import metrics
 from optsd.quality.features import Networks, PhotographNetworks
 from optsd.quality.metrics import Cloud, Figure, Gaussian, Manifold, Rows
 from optsd.quality.objects import count_objects
 from optsd.quality.pictures import Pictures
-from optsd.quality.pixels import MAX_PSNR_DB
 from optsd.quality.readings import Readings
 from optsd.quality.reference import Reference
 from optsd.quality.store import Store

@@ -17,6 +17,7 @@ import numpy as np
 
 from optsd.errors import BadInput
 from optsd.files import home
+from optsd.metrics import MAX_PSNR_DB
 from optsd.quality import pixels
 from optsd.quality.features import Networks
 from optsd.quality.pictures import Part, Pictures
@@ -138,7 +139,7 @@ class Readings:
                 "psnr_db": pixels.psnr_db(images, counterparts),
             }
 
-        nothing = {"equal": 1, "ssim": 1.0, "psnr_db": pixels.MAX_PSNR_DB}
+        nothing = {"equal": 1, "ssim": 1.0, "psnr_db": MAX_PSNR_DB}
         found = list(self._pairs("pixels", pictures, others, read, nothing))
         return {name: np.concatenate([arrays[name] for arrays in found]) for name in nothing}
 

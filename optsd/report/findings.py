@@ -112,9 +112,7 @@ def _fastest(
     use = _best(rows, good, "speedup")
     if use:
         sure = _how_sure(results, use.variant, keeping[use.variant], share, asked)
-        found.append(
-            Answer("Fastest with the quality kept", use.variant, _amount(use), f"{sure}{_tie(rows, use, good)}")
-        )
+        found.append(Answer("Fastest with the quality kept", use.variant, *_with_tie(rows, use, good, sure)))
     elif fast:
         reason = (
             "quality was not measured"
@@ -129,8 +127,8 @@ def _fastest(
             reason = f"{rounds} rounds are too few for an interval: --rounds {FEWEST_ROUNDS} or more has one"
         found.append(Answer("Faster than the baseline", "", "none for sure", reason))
     if fast and (not use or fast.variant != use.variant):
-        reason = f"{_quality_in_words(keeping, fast.variant)}{_tie(rows, fast, variants)}"
-        found.append(Answer("Fastest", fast.variant, _amount(fast), _beside(reason, asked, fast)))
+        amount, why = _with_tie(rows, fast, variants, _quality_in_words(keeping, fast.variant))
+        found.append(Answer("Fastest", fast.variant, amount, _beside(why, asked, fast)))
     return found
 
 
@@ -155,15 +153,22 @@ def _ends(row: Measurement) -> tuple[float, float]:
     return (value if row.low is None else row.low), (value if row.high is None else row.high)
 
 
-def _tie(rows: dict[tuple[str, str], Measurement], winner: Measurement, variants: tuple[str, ...]) -> str:
-    """The variants that may be as fast, because their interval and the winner's overlap; the fastest first."""
+def _with_tie(
+    rows: dict[tuple[str, str], Measurement], winner: Measurement, variants: tuple[str, ...], reason: str
+) -> tuple[str, str]:
+    """The winner's figure, and the reason; both say which variants may be as fast: their interval and the winner's
+    overlap. The fastest first.
+    """
     low, high = _ends(winner)
     others = [row for variant in variants if (row := rows.get((variant, "speedup"))) is not None and row.value]
     near = [row for row in others if row.variant not in ("baseline", winner.variant)]
     near = [row for row in near if _ends(row)[1] >= low and _ends(row)[0] <= high]
     names = [row.variant for row in sorted(near, key=lambda row: -(row.value or 0.0))]
     more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return f"; a tie, by the intervals, with {', '.join([*names[:_NAMED], *more])}" if names else ""
+    if not names:
+        return _amount(winner), reason
+    tied = f"tied with {len(names)} {'others' if len(names) > 1 else 'other'}"
+    return f"{_amount(winner)}, {tied}", f"{reason}; as fast, by the intervals: {', '.join([*names[:_NAMED], *more])}"
 
 
 def _retentions(rows: dict[tuple[str, str], Measurement], variant: str) -> list[Measurement]:
@@ -273,16 +278,26 @@ def _slow_clock(clock: Any) -> list[str]:
     return [f"The GPU's clock was {median} MHz in the median, {median / highest:.0%} of its highest ({told})."]
 
 
+def failures(results: Results) -> list[str]:
+    """What failed or was skipped, and why; variants that lack the same for the same reason are one line."""
+    of_reason: dict[tuple[str, str], list[str]] = {}
+    for row in results.failures:
+        of_reason.setdefault((row.get("stage") or "", row.get("reason") or ""), []).append(row.get("variant") or "")
+    variants = all_variants(results)
+    return [
+        f"{_name(list(dict.fromkeys(whose)), variants) if all(whose) else 'the run'}, "
+        f"{stage or 'unknown stage'}: {reason}"
+        for (stage, reason), whose in of_reason.items()
+    ]
+
+
 def missing(results: Results) -> list[str]:
     """What a reader should not look for here, and why: one sentence each. Empty for a run that has everything."""
     variants = all_variants(results)
     said = []
     if not results.complete:
         said.append("The run was cut off before its end: figures, verdicts or pictures may be missing.")
-    said += [
-        f"{row.get('variant') or 'The run'} failed at {row.get('stage') or 'an unknown stage'}: {row.get('reason', '')}"
-        for row in results.failures
-    ]
+    said += [f"Failed or skipped: {each}" for each in failures(results)]
     by_reason: dict[str, dict[str, list[str]]] = {}
     for row in results.measurements:
         if row.value is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optsd.judge.verdicts import is_of_build
-from optsd.metrics import METRICS, Metric, metric
+from optsd.metrics import MAX_PSNR_DB, METRICS, Metric, metric
 from optsd.records import Measurement, Results
 
 MAIN = ("latency_s", "speedup", "peak_memory_bytes", "memory_reduction", "weight_bytes", "disk_bytes")
@@ -144,7 +144,7 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
     found = [rows.get((variant, name)) for variant in variants]
     values = [row.value for row in found if row is not None and row.value is not None]
     about = metric_of(name)
-    scale = scale_for(about.unit, values)
+    scale = scale_for(about.unit, [value for value in values if not _of_equal_pictures(name, value)])
     best = (min if about.better == "lower" else max)(values, default=None)
     failed = {row.get("variant"): row.get("reason", "") for row in results.failures}
     cells = []
@@ -159,8 +159,14 @@ def _column(name: str, variants: tuple[str, ...], rows: dict[tuple[str, str], Me
         # A best that half of the variants share says nothing, and so does one that may as well be the baseline's.
         marked = row.value == best and values.count(best) * 2 < len(values) and _stands_out(row, rows)
         aside = _disagreement(row, rows) if name == "speedup" else ""
-        cells.append(Cell(scale.write(row.value), row.value, interval, row.note, marked, aside))
+        text = "equal" if _of_equal_pictures(name, row.value) else scale.write(row.value)
+        cells.append(Cell(text, row.value, interval, row.note, marked, aside))
     return Column(name, about.label, scale.unit, about.better, tuple(cells))
+
+
+def _of_equal_pictures(name: str, value: float) -> bool:
+    """Whether it is the cap of a ratio to no error at all, which is no figure."""
+    return name == "psnr_db" and value == MAX_PSNR_DB
 
 
 def _stands_out(row: Measurement, rows: dict[tuple[str, str], Measurement]) -> bool:

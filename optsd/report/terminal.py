@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from optsd.records import Results
-from optsd.report.findings import ESTIMATED, answers, said_first
+from optsd.report.findings import ESTIMATED, answers, failures, said_first
 from optsd.report.judged import tally
 from optsd.report.tables import BESIDE_SPEED, MAIN, Column, Table, overview
 
@@ -88,9 +88,8 @@ def _print_findings(results: Results, console: Console) -> None:
         for place, entry in enumerate(entries):
             line.append(", " if place else "").append(str(entry), _TONES[entry.tone])
         console.print(line)
-    for failure in results.failures:
-        where = f"{failure.get('variant') or 'the run'}, {failure.get('stage') or 'unknown stage'}"
-        console.print(Text(f"Failed: {where}: {failure.get('reason', '')}", style="red"))
+    for said in failures(results):
+        console.print(Text(f"Failed or skipped: {said}", style="red"))
     if not results.complete:
         console.print(Text("The run was cut off: these are the figures so far.", style="yellow"))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from optsd.errors import BadInput, NotFound
+from optsd.metrics import MAX_PSNR_DB
 from optsd.quality import readings
 from optsd.quality.pictures import Pictures
-from optsd.quality.pixels import MAX_PSNR_DB
 from optsd.quality.readings import Readings, Table
 from optsd.quality.store import Store
 

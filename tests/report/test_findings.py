@@ -117,14 +117,15 @@ def test_variants_that_may_be_as_fast_are_named(results):
 
     wide = dataclasses.replace(results, measurements=tuple(map(as_wide, results.measurements)))
     first = answers(with_retention(wide, everywhere))[0]
-    assert first.reason.endswith("a tie, by the intervals, with int8+flash, int8, int4+flash, 6 more")
-    assert "a tie" in answers(with_retention(wide, {}))[-2].reason  # the fastest whatever its quality has them too
+    assert first.reason.endswith("as fast, by the intervals: int8+flash, int8, int4+flash, 6 more")
+    assert first.figure.endswith(", tied with 9 others")
+    assert "tied" in answers(with_retention(wide, {}))[-2].figure  # the fastest whatever its quality has them too
 
     def as_narrow(row):
         return dataclasses.replace(row, low=row.value, high=row.value) if row.metric == "speedup" else row
 
     narrow = dataclasses.replace(results, measurements=tuple(map(as_narrow, results.measurements)))
-    assert "a tie" not in answers(with_retention(narrow, everywhere))[0].reason
+    assert "tied" not in answers(with_retention(narrow, everywhere))[0].figure
     # One that loses quality is no alternative to one that does not.
     kept = {variant: 0.94 if variant == "int8+flash" else 0.99 for variant in results.variants}
     assert "int8+flash," not in answers(with_retention(wide, kept))[0].reason
@@ -182,7 +183,7 @@ def test_what_is_missing_is_said_once_with_its_reason(results):
 def test_a_run_that_was_cut_off_says_everything_that_it_lacks(cut_off):
     said = "\n".join(missing(cut_off))
     assert "The run was cut off before its end" in said
-    assert "int4 failed at build: int4 cannot run here; choose int8" in said
+    assert "Failed or skipped: int4, build: int4 cannot run here; choose int8" in said
     assert "speedup: no figure for int8, int4 (the run did not get that far)" in said
     assert "No verdicts" in said
     assert "No pictures" in said

@@ -21,6 +21,13 @@ from optsd.report.tables import (
 NBSP = "\N{NO-BREAK SPACE}"
 
 
+def test_pictures_that_are_equal_have_no_ratio_to_no_error(results):
+    rows = tuple(Measurement(name, "psnr_db", "dB", value) for name, value in [("baseline", 100.0), ("int8", 51.2)])
+    told = overview(dataclasses.replace(results, measurements=rows))
+    (column,) = (column for column in told.columns if column.metric == "psnr_db")
+    assert [cell.text for cell in column.cells if cell.value is not None] == ["equal", "51.2"]
+
+
 def test_one_figure_is_written_with_its_unit():
     assert figure(6.25e9, "B") == f"5.82{NBSP}GiB"
     assert figure(1.39, "×") == "1.39×"

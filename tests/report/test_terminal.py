@@ -64,8 +64,19 @@ def test_a_missing_figure_has_a_footnote_and_the_same_reason_one_number(cut_off)
 
 def test_it_says_what_failed_and_that_the_run_was_cut_off(cut_off):
     text = printed(cut_off)
-    assert "Failed: int4, build: int4 cannot run here; choose int8" in text
+    assert "Failed or skipped: int4, build: int4 cannot run here; choose int8" in text
     assert "The run was cut off" in text
+
+
+def test_what_many_variants_lack_for_one_reason_is_one_line(results):
+    def with_failures(*names):
+        rows = tuple({"variant": name, "stage": "quality", "reason": "no captions"} for name in names)
+        return printed(dataclasses.replace(results, failures=rows))
+
+    said = f"Failed or skipped: all {len(results.variants)} variants, quality: no captions"
+    assert with_failures(*results.variants).count("no captions") == 1
+    assert said in with_failures(*results.variants)
+    assert "Failed or skipped: sdpa, int8, quality: no captions" in with_failures("sdpa", "int8", "int8")
 
 
 def test_names_are_no_markup(results):

@@ -44,7 +44,7 @@ def test_the_summary_leads_with_answers_and_names_every_missed_claim(results):
 def test_the_summary_of_a_run_that_was_cut_off_says_what_is_missing(cut_off):
     text = summary_md(cut_off)
     assert text.startswith("## OptSD (the run was cut off)")
-    assert "int4 failed at build" in text
+    assert "Failed or skipped: int4, build" in text
 
 
 def test_backticks_in_the_command_do_not_end_its_code_span(results):
