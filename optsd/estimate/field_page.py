@@ -13,6 +13,7 @@ from optsd.estimate.published import implies
 from optsd.estimate.survey import Survey, plot, points
 from optsd.files import write_atomically
 from optsd.judge.published import measured_as
+from optsd.metrics import MAX_PSNR_DB
 from optsd.records import Results
 
 COMMAND = "optsd claims field"
@@ -280,16 +281,27 @@ def _measured(survey: Survey) -> str:
         for name in quality:
             found = next((row for run in runs if (row := run.get(variant, name)) is not None), None)
             value = found.value if found else None
-            cells.append("-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.3g}")
+            equal = name == "psnr_db" and value == MAX_PSNR_DB
+            written = "-" if value is None else f"{value:.1%}" if name == "objects_right" else f"{value:.3g}"
+            cells.append("equal" if equal else written)
         rows.append((*cells, _claimed_of(survey, variant) if variant != "baseline" else "-"))
-    work = runs[0].workload
-    pictures = max(sum(image.get("variant") == "baseline" for image in run.images) for run in runs)
-    cpu = (runs[0].machine.get("cpu") or {}).get("name") or "a CPU"
+    drawn = next((run for run in runs if any(run.get("baseline", name) for name in quality)), runs[0])
+    work = drawn.workload
+    pictures = sum(image.get("variant") == "baseline" for image in drawn.images)
+    cpu = (drawn.machine.get("cpu") or {}).get("name") or "a CPU"
+    others = " and ".join(
+        f"{each.model} ({each.width}×{each.height}, batch {each.batch_size}, {each.steps} steps"
+        f"{'' if run.complete else '; that run was cut off'})"
+        for run in timed
+        if (each := run.workload).model != work.model
+    )
     text = _paragraph(
         f"DeepCache and ToMe on a CPU ({cpu}, {work.dtype}, {work.steps} steps, guidance {work.guidance:g}), with the "
-        f"model that ships with this project ({work.model}, {work.width}×{work.height}, {pictures} pictures). The "
-        "claims are of GPUs, of 50 steps and of networks of another size: another device, so no verdict on any of "
-        "them. What can be compared is the shape of a curve: what one more step skipped, or one more token merged, "
+        f"model that ships with this project ({work.model}, {work.width}×{work.height}, {pictures} pictures; on the "
+        "other one, a transformer, they mean nothing and are refused)"
+        + (f", and as speed with random weights of {others}" if others else "")
+        + ". The claims are of GPUs, of 50 steps and of networks of another size: another device, so no verdict on any "
+        "of them. What can be compared is the shape of a curve: what one more step skipped, or one more token merged, "
         "costs in quality, beside the speed that is claimed for it. "
         + (
             "Speedups have their 95 % intervals where there were rounds enough."

@@ -11,6 +11,7 @@ sums in float32, as a stock pipeline has them. What cannot be bounded says what 
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ WINOGRAD = 2.25
 """How many times fewer multiplications F(2×2, 3×3) needs (Lavin & Gray, "Fast Algorithms for ConvNets", 2016)."""
 
 EIGHT_BITS = ("int8", "fp8", "float8", "int8dq", "fp8dq", "w8a8")
+_BITS = re.compile(r"(?:int|fp|float|nf|w|q)(\d)(?!\d)|\b(\d)[- _]?bits?\b")
+"""Bits of a weight in the words of a technique: int8, NF4, w4a16, float8, Q8_0 (GGUF's), 8-bit."""
 MOST_RULES = ("time", "rate", "speedup", "operations", "memory")
 
 
@@ -163,12 +166,13 @@ def _model(claim: Claim, needs_steps: bool = True, needs_batch: bool = True, nee
     if needs_batch and not isinstance(batch, int):
         batch = None
     guidance = setting.guidance.value
-    guided = isinstance(guidance, (int, float)) and guidance > 1 and "lcm" not in claim.technique.lower()
+    twice = isinstance(guidance, (int, float)) and guidance > 1 and "lcm" not in claim.technique.lower()
+    inside = name in names.GUIDED_INSIDE  # a step is traced as it is, and there is no other
     every = names.parameter(claim, "N", "N") if "deepcache" in names.kinds(claim.technique) else 1
     if "deepcache" in names.kinds(claim.technique) and (not isinstance(every, int) or every < 2):
         raise _Missing("DeepCache's interval is unstated")
-    run = Run(steps or 1, batch or 1, guided, dtype, every if isinstance(every, int) else 1)
-    return _Model(name, pixels, device, run, tuple(assumed), guidance is None)
+    run = Run(steps or 1, batch or 1, twice or inside, dtype, every if isinstance(every, int) else 1)
+    return _Model(name, pixels, device, run, tuple(assumed), guidance is None and not inside)
 
 
 def _dtype(claim: Claim, device: Device, assumed: list[str]) -> str:
@@ -287,7 +291,7 @@ def _counted(claim: Claim) -> Attainable:
     traced = model.profile("sdpa")
     part, steps = "denoiser", (model.run.steps if claim.metric.per != "step" else 1)
     figures = {}
-    for guided in (True, False):
+    for guided in (True,) if model.name in names.GUIDED_INSIDE else (True, False):
         run = Run(steps, 1, guided, model.run.dtype)
         for kinds, how in (((), "all products"), (("convolution", "linear"), "without attention's products")):
             for whole, rest in (("", "with text encoder and VAE"), (part, "of the denoiser")):
@@ -323,10 +327,8 @@ def _weights(claim: Claim) -> Attainable:
         raise _Missing("with offloading the weights need not be on the GPU")
     model = _model(claim, needs_steps=False, needs_batch=False, needs_device=False)
     width = {"float32": 2.0}.get(model.run.dtype, 1.0)
-    if any(bits in words for bits in (*EIGHT_BITS, "int8")):
-        width = 0.5
-    if any(bits in words for bits in ("int4", "nf4", "w4", "4-bit", "fp4", "q4", "q2")):
-        width = 0.25
+    if bits := [int(number) for found in _BITS.findall(words) for number in found if number]:
+        width = min(bits) / 16
     weights = model.profile("sdpa").weights
     denoiser = next((weights[name] for name in ("unet", "transformer") if name in weights), max(weights.values()))
     limit = denoiser * width
@@ -369,7 +371,8 @@ def _short(value: Any) -> Any:
 
 def implies(claim: Claim) -> str:
     """What lets a figure be better than the bound of a stock pipeline, as far as its words leave that open."""
-    said = ["no guidance"] if not claim.setting.guidance.known else []
+    doubles = names.architecture(claim.setting.model) not in names.GUIDED_INSIDE
+    said = ["no guidance"] if doubles and not claim.setting.guidance.known else []
     key, _ = devices.said(str(claim.setting.device))
     if key and devices.find(key).float16_accumulation > 1 and claim.setting.dtype.value != "float32":
         said.append("sums in float16")

@@ -69,6 +69,13 @@ def test_curves_stand_beside_what_is_claimed_and_judge_nothing(made_up):
     assert "| deepcache:2 | 1.50× [1.40, 1.60] | 95.0% | - | - | 1.8× (A100) |" in text
     assert "no verdict on any of them" in text
     assert "| sdpa |" not in text
+    full = replace(
+        run, workload=Workload("sd15-random", "cpu", "float32", 5, 7.5, 256, 256, 1), measurements=run.measurements[1:2]
+    )
+    text = " ".join(field_page.page(replace(made_up, measured=(full, run)), "field.png").split())
+    assert "| deepcache:2 | 1.50× [1.40, 1.60] | 1.50× [1.40, 1.60] | 95.0% | - | - | 1.8× (A100) |" in text
+    assert "(shapes, 64×64, 0 pictures;" in text  # the run that has pictures judged is the one that is described
+    assert "random weights of sd15-random (256×256, batch 1, 5 steps)" in text
     quiet = replace(run, measurements=(run.measurements[0], run.measurements[2]))
     text = " ".join(field_page.page(replace(made_up, measured=(quiet,)), "field.png").split())
     assert "| deepcache:2 | 95.0% | - | - | 1.8× (A100) |" in text

@@ -114,10 +114,23 @@ def test_memory_below_the_weights():
 
 
 @pytest.mark.parametrize(
+    ("words", "bits"),
+    [
+        ("none", 16), ("bf16 + compile", 16), ("FP8 weights", 8), ("GGUF Q8_0", 8), ("GGUF Q4_1", 4), ("GGUF Q2_K", 2),
+        ("BnB 4-bit (NF4)", 4), ("BnB 8-bit", 8), ("quanto float8", 8), ("torchao int4_weight_only", 4), ("W4A16", 4),
+        ("8 bits, then int4", 4), ("torch 2.4, fp16", 16),
+    ],
+)  # fmt: skip
+def test_weights_of_fewer_bits_take_less(words, bits):
+    memory = {"metric": "peak memory", "unit": "GB", "technique": words}
+    assert bound(**memory, value=0.01).limit == pytest.approx(1.72e9 * bits / 16)
+
+
+@pytest.mark.parametrize(
     ("changes", "missing"),
     [
         ({"model": None}, "the model is unstated"),
-        ({"model": "black-forest-labs/FLUX.1-dev"}, "does not know the architecture"),
+        ({"model": "stabilityai/stable-diffusion-3-medium"}, "does not know the architecture"),
         ({"device": None}, "the GPU is unstated"),
         ({"device": "M2 Ultra"}, "no data sheet of M2 Ultra"),
         ({"device": "T4", "dtype": "bfloat16"}, "no rate for bfloat16"),
@@ -144,6 +157,14 @@ def test_kept_and_read_again(tmp_path):
     back = published.read(tmp_path / "bounds.json")
     assert back["x 1"].status == "not bounded"  # the later row of a label
     assert published.read(tmp_path / "none.json") == {}
+
+
+def test_guidance_that_is_a_number_to_the_network_doubles_nothing():
+    flux = {"model": "black-forest-labs/FLUX.1-dev", "size": None}
+    said, unsaid = bound(value=0.4, guidance=3.5, **flux), bound(value=0.4, guidance=None, **flux)
+    assert said.limit == unsaid.limit == bound(value=0.4, guidance=7.5).limit
+    assert "guidance" not in unsaid.assumption
+    assert "1024×1024 pixels" in unsaid.assumption
 
 
 def test_a_profile_scales_with_steps_batch_and_guidance():
