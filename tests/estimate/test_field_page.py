@@ -75,7 +75,7 @@ def test_curves_stand_beside_what_is_claimed_and_judge_nothing(made_up):
     text = " ".join(field_page.page(replace(made_up, measured=(full, run)), "field.png").split())
     assert "| deepcache:2 | 1.50× [1.40, 1.60] | 1.50× [1.40, 1.60] | 95.0% | - | - | 1.8× (A100) |" in text
     assert "(shapes, 64×64, 0 pictures;" in text  # the run that has pictures judged is the one that is described
-    assert "random weights of sd15-random (256×256, batch 1, 5 steps)" in text
+    assert "random weights of sd15-random (256×256, batch 1, 5 steps; that run was cut off)" in text
     quiet = replace(run, measurements=(run.measurements[0], run.measurements[2]))
     text = " ".join(field_page.page(replace(made_up, measured=(quiet,)), "field.png").split())
     assert "| deepcache:2 | 95.0% | - | - | 1.8× (A100) |" in text
