@@ -173,7 +173,15 @@ def _state_of(part: nn.Module, name: str, inside: dict[int, str], seen: dict[int
     )
     hooks = tuple(_look(hook, inside, seen) for kind in _HOOKS for hook in own[kind].values()) if name else ()
     rest = tuple((key, _look(value, inside, seen)) for key, value in own.items() if key not in _APART)
-    return name, plain_class(part), part.training, weights, hooks, rest
+    return name, plain_class(part), part.training, weights, hooks, _look(_forward(part), inside, seen), rest
+
+
+def _forward(part: nn.Module) -> Any:
+    """What computes the module: its class's method, or what others put in its place."""
+    forward = part.forward
+    if isinstance(forward, partial) and getattr(forward.func, "__func__", None) is Repeated._run:
+        return forward.args[1]
+    return forward
 
 
 def _look(value: Any, inside: dict[int, str], seen: dict[int, int]) -> Hashable:
@@ -188,14 +196,14 @@ def _look(value: Any, inside: dict[int, str], seen: dict[int, int]) -> Hashable:
         return value
     if isinstance(value, tuple):
         return type(value), *(_look(each, inside, seen) for each in value)
+    if isinstance(value, MethodType):  # made anew at each look
+        return _look(value.__func__, inside, seen), _look(value.__self__, inside, seen)
     if id(value) in seen:
         return "again", seen[id(value)]
     seen[id(value)] = len(seen)
     if isinstance(value, FunctionType):
         captured = tuple(_look(cell.cell_contents, inside, seen) for cell in value.__closure__ or ())
         return value.__code__, captured, _look(value.__defaults__, inside, seen)
-    if isinstance(value, MethodType):
-        return value.__func__, _look(value.__self__, inside, seen)
     if isinstance(value, partial):
         return partial, *(_look(each, inside, seen) for each in (value.func, value.args, value.keywords))
     if isinstance(value, list):

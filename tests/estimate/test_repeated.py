@@ -115,6 +115,16 @@ def hooked(index: int) -> Block:
     return block
 
 
+def replaced(index: int) -> Block:
+    """Others set `forward` of a layer, or of the block."""
+    block = Block()
+    whole, layer = block.forward, block.layer.forward
+    block.layer.forward = lambda x: layer(x) * (1 if index < 2 else 2)
+    if index % 2:
+        block.forward = lambda x: whole(x)
+    return block
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -126,8 +136,9 @@ def hooked(index: int) -> Block:
         lambda _: Counting(),
         lambda _: Keeping(),
         hooked,
+        replaced,
     ],
-    ids=["settings", "types", "unknown", "functions", "tensors", "counts", "keeps", "hooks"],
+    ids=["settings", "types", "unknown", "functions", "tensors", "counts", "keeps", "hooks", "forward"],
 )
 def test_what_might_differ_is_not_played_back(make: Callable[[int], Block]) -> None:
     with network(make) as (blocks, _):
