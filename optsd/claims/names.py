@@ -15,7 +15,7 @@ _MODELS = (
     (r"stable[- ]diffusion[- ]v?2[-.]1|\bsd[- ]?2\.1", "sd21", 768),
     (r"sdxl-turbo", "sdxl", 512),
     (r"stable[- ]diffusion[- ]xl|\bsd[- ]?xl", "sdxl", 1024),
-    (r"\bflux\.1-(dev|schnell)\b", "flux", 1024),
+    (r"\bflux\.?[- ]?1?[- ]\[?(dev|schnell)\b", "flux", 1024),
 )
 GUIDED_INSIDE = ("flux",)
 """Architectures that take guidance as a number: it doubles no work, whatever is said of it."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from optsd.claims import rows
+from optsd.claims import names, rows
 from optsd.estimate import published
 from optsd.estimate.devices import find
 from optsd.estimate.profiles import Profile, Run, Work
@@ -165,6 +165,20 @@ def test_guidance_that_is_a_number_to_the_network_doubles_nothing():
     assert said.limit == unsaid.limit == bound(value=0.4, guidance=7.5).limit
     assert "guidance" not in unsaid.assumption
     assert "1024×1024 pixels" in unsaid.assumption
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("FLUX.1 [dev]", "flux"),
+        ("Flux.1 Dev", "flux"),
+        ("flux1-schnell", "flux"),
+        ("FLUX.1-Kontext-dev", ""),
+        ("FLUX.2-dev", ""),
+    ],
+)
+def test_the_ways_to_write_flux(said, known):
+    assert names.architecture(said) == known
 
 
 def test_a_profile_scales_with_steps_batch_and_guidance():
