@@ -35,6 +35,7 @@ def test_a_trace_with_calls_played_back_is_the_whole_trace(model: str, name: str
     with mock.patch.object(Repeated, "watch"):
         whole = traced(model, name)
     assert found.operations == whole.operations
+    assert found.proof == whole.proof  # which counts no calls: fewer were made
     assert of_estimate(found) == of_estimate(whole)  # what is live at the peak and after it, by module
     assert {stage: (peak.total, peak.weights, peak.by_kind()) for stage, peak in found.peaks.items()} == {
         stage: (peak.total, peak.weights, peak.by_kind()) for stage, peak in whole.peaks.items()
