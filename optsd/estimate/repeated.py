@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from itertools import count
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -202,7 +202,8 @@ def _look(value: Any, inside: dict[int, str], seen: dict[int, int]) -> Hashable:
         return "again", seen[id(value)]
     seen[id(value)] = len(seen)
     if isinstance(value, FunctionType):
-        captured = tuple(_look(cell.cell_contents, inside, seen) for cell in value.__closure__ or ())
+        filled = (cell for cell in value.__closure__ or () if cell != CellType())  # one that is empty cannot be read
+        captured = tuple(_look(cell.cell_contents, inside, seen) for cell in filled)
         return value.__code__, captured, _look(value.__defaults__, inside, seen)
     if isinstance(value, partial):
         return partial, *(_look(each, inside, seen) for each in (value.func, value.args, value.keywords))

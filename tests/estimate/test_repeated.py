@@ -148,6 +148,21 @@ def test_what_might_differ_is_not_played_back(make: Callable[[int], Block]) -> N
         assert Block.runs == 4
 
 
+def test_functions_that_are_alike_are_no_difference() -> None:
+    def make(_: int) -> Block:
+        def function() -> Any:
+            return later
+
+        block = Block(function=function)
+        if block.training is None:
+            later = 1  # a variable that is not there yet when the function is looked at
+        return block
+
+    with network(make) as (blocks, _):
+        run(blocks, torch.empty(2, 8))
+        assert Block.runs == 1
+
+
 def test_another_form_of_argument_is_another_call() -> None:
     with network(lambda _: Block()) as (blocks, _):
         for x in (torch.empty(2, 8), torch.empty(8, 2).t(), torch.empty(4, 8)[::2], torch.empty(3, 8)):
