@@ -20,6 +20,11 @@ KEPT_PRECISE = anatomy.NUMBERS
 """What is not cast: bfloat16 cannot tell 999 from 1000, and the denoiser makes its sinusoids in float32 anyway."""
 
 
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for it."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def suits_bfloat16(module: nn.Module) -> bool:
     """Whether bfloat16 between the layers is faster: a float32 model on a CPU that has instructions for it.
 
@@ -28,7 +33,7 @@ def suits_bfloat16(module: nn.Module) -> bool:
     is_float32_on_cpu = all(
         parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in module.parameters()
     )
-    return is_float32_on_cpu and torch.cpu._is_avx512_bf16_supported()
+    return is_float32_on_cpu and has_bfloat16()
 
 
 def compute_in_bfloat16(module: nn.Module) -> Interposed:

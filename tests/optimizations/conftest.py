@@ -91,12 +91,14 @@ def denoise() -> Callable[..., Any]:
     import torch
 
     from optsd.optimizations.kernels import example_inputs
+    from optsd.quantization.boundary import boundary_of
 
     def run(unet: Any, steps: int = 3, batch: int = 2, size: tuple[int, int] = (8, 8), seed: int = 0) -> torch.Tensor:
         noise = torch.Generator().manual_seed(seed)
         inputs = example_inputs(unet, batch, size)
+        dtype = torch.float32 if boundary_of(unet) else unet.dtype  # what its callers have, whatever it has inside
         for name in ("sample", "encoder_hidden_states"):
-            inputs[name] = torch.randn(inputs[name].shape, generator=noise).to(unet.dtype)
+            inputs[name] = torch.randn(inputs[name].shape, generator=noise).to(dtype)
         with torch.no_grad():
             for step in range(steps):
                 timestep = torch.tensor(900 - 100 * step)

@@ -19,6 +19,7 @@ import optsd
 from optsd import anatomy
 from optsd.calls import plain_class
 from optsd.errors import OptsdError
+from optsd.quantization import boundary
 from optsd.variants import Variant, parse
 
 
@@ -199,7 +200,7 @@ def error(output: Tensor, wanted: Tensor) -> float:
 
 def as_if_on_a_newer_cpu(name: str) -> Any:
     """Where the CPU has instructions for it, bfloat16 passes between quantized layers: here for one of the two."""
-    return mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=name == "int8")
+    return mock.patch.object(boundary, "has_bfloat16", return_value=name == "int8")
 
 
 def promises(make: Callable[[], Any], draw: Draw, techniques: Iterable[str]) -> dict[str, float]:
