@@ -73,10 +73,10 @@ def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, flo
 
 
 @rule("optsd::quantized_layer")
-def _quantized_layer(x: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
+def _quantized_layer(x: Tensor, *parts: Any, out: Tensor, **end: Any) -> tuple[str, str, float]:
     window = parts[5]
     inputs = x.shape[1] * window[0] * window[1] if window else x.shape[-1]
-    return "linear", "int8", 2.0 * out.numel() * inputs
+    return "linear", "int8", 2.0 * out.numel() * inputs * (2 if end.get("gated") else 1)
 
 
 @rule("optsd::quantize", "optsd::geglu", "optsd::group_norm_silu")

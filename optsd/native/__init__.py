@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-ffp-contract=off")
 TYPES = (torch.float32, torch.bfloat16)
 OUTPUTS = 16  # `pack` makes a multiple of them
+GATED = 64  # what a gated layer gives is a multiple of it: kernels.cpp's PANEL
 
 
 @dataclass(frozen=True)
@@ -170,19 +171,19 @@ def _quantize(x: Tensor, shares: int, signed: bool) -> tuple[Tensor, Tensor, Ten
     return values, scale, zero_point
 
 
-def _empty_layer(x: Tensor, *others: Any) -> Tensor:
+def _empty_layer(x: Tensor, *others: Any, gated: bool = False) -> Tensor:
     _, _, weight_scale, _, _, window, *_ = others
-    shape, dtype = [*x.shape[:-1], len(weight_scale)], x.dtype if x.dtype in TYPES else torch.float32
+    width, dtype = len(weight_scale) // (2 if gated else 1), x.dtype if x.dtype in TYPES else torch.float32
     if not window:
-        return x.new_empty(shape, dtype=dtype)
-    shape = [len(x), len(weight_scale), *window[-2:]]
+        return x.new_empty([*x.shape[:-1], width], dtype=dtype)
+    shape = [len(x), width, *window[-2:]]
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @_operator(
     "quantized_layer(Tensor x, Tensor weights, Tensor? multipliers, Tensor weight_scale, Tensor column_sums, "
-    "Tensor? bias, int[] window, Tensor? scale, Tensor? zero_point) -> Tensor",
-    _empty_layer,
+    "Tensor? bias, int[] window, Tensor? scale, Tensor? zero_point, *, Tensor? plus=None, bool gated=False) -> Tensor",
+    lambda *given, plus=None, gated=False: _empty_layer(*given, gated=gated),
 )
 def _quantized_layer(
     x: Tensor,
@@ -194,16 +195,20 @@ def _quantized_layer(
     window: Sequence[int],
     scale: Tensor | None,
     zero_point: Tensor | None,
+    *,
+    plus: Tensor | None = None,
+    gated: bool = False,
 ) -> Tensor:
     """… × inputs to … × outputs; or, with a `window`, batch × channels × height × width, channels last, to the same.
 
     x of `TYPES` is quantized, each row or picture by its own range, and so is the result's type; uint8 stands for
     (x - zero_point) · scale, float32 and int32 of each row or picture, and the result is float32. `weights`: as `pack`
     gives them; or, with `multipliers`, an `Int4Weight`'s. `window`: kernel size, stride, dilation (rows, columns each),
-    margins (left, right, top, bottom), size of the result (rows, columns). Inputs or channels: a multiple of 4. Raises
-    BadInput where x is NaN or infinite.
+    margins (left, right, top, bottom), size of the result (rows, columns). Inputs or channels: a multiple of 4. `plus`,
+    of the result's shape or, for pictures, batch × channels × 1 × 1, is added. With `gated` the result is half as wide:
+    the first half, a multiple of `GATED`, times GELU of the second. Raises BadInput where x is NaN or infinite.
     """
-    out = _empty_layer(x, weights, multipliers, weight_scale, column_sums, bias, window)
+    out = _empty_layer(x, weights, multipliers, weight_scale, column_sums, bias, window, gated=gated)
     if window:
         batch, channels, height, width = x.shape
         moves = (*window[:6], window[8], window[6], *window[10:])
@@ -230,7 +235,16 @@ def _quantized_layer(
         given.append((scale, torch.float32, (batch,)))
     if zero_point is not None:
         given.append((zero_point, torch.int32, (batch,)))
-    fits = is_quantized == (scale is not None) == (zero_point is not None)
+    fits = is_quantized == (scale is not None) == (zero_point is not None) and not (gated and outputs % (2 * GATED))
+    if plus is not None:
+        of_pixels = not window or plus.shape[2:] != (1, 1)
+        layout = torch.channels_last if window and of_pixels else torch.contiguous_format
+        fits &= plus.dtype == out.dtype and plus.is_contiguous(memory_format=layout)
+        fits &= plus.shape == (out.shape if of_pixels else (*out.shape[:2], 1, 1))
+        by_pixel = out.shape[1] if window and of_pixels else 0
+        apart = (plus.numel() // max(batch, 1), by_pixel)
+    else:
+        apart = (0, 0)
     fits &= all(each.shape == size and each.dtype == kind and each.is_contiguous() for each, kind, size in given)
     if not fits or not is_dense or not channels or channels % 4 or x.dtype not in (torch.uint8, *TYPES):
         raise ValueError(
@@ -249,7 +263,9 @@ def _quantized_layer(
         weight_scale.data_ptr(),
         column_sums.data_ptr(),
         None if bias is None else bias.data_ptr(),
-        (ctypes.c_int64 * 17)(batch, height, width, channels, outputs, *moves, half, group),
+        None if plus is None else plus.data_ptr(),
+        gated,
+        (ctypes.c_int64 * 19)(batch, height, width, channels, outputs, *moves, half, group, *apart),
         torch.get_num_threads(),
         ends,
         out.data_ptr(),
@@ -370,7 +386,7 @@ def _library() -> ctypes.CDLL:
     threads = flag
     arguments: dict[str, list[Any]] = {
         "optsd_quantize": [address, flag, count, count, flag, threads, *[address] * 4],
-        "optsd_layer": [address, flag, *[address] * 9, threads, address, address],
+        "optsd_layer": [address, flag, *[address] * 9, flag, address, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
         "optsd_attention": [*[address] * 10, flag, flag, address, number, threads],

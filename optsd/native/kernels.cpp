@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <type_traits>
 
 #ifdef __AVX512F__
 #include "avx512.h"
@@ -44,19 +45,32 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 // Without it compilers spill the sums of a loop that they unroll too late.
 #define UNROLLED _Pragma("GCC unroll 8")
 
-// C (ROWS × LANES·VECTORS sums) = or += A · B (words × columns). All sums stay in registers. A's rows come in `parts` of
-// `words`: row i of part j begins at a[j · a_step + i], plus `from`.
-template <typename Type, int ROWS, int VECTORS>
+// Where sums of rows × columns begin and what becomes of them: in memory, from 0 on, or added to what lies there.
+template <typename Type>
+struct InMemory {
+    typename Type::Sum* sums;
+    int64_t columns;
+    bool add;
+
+    typename Type::Sums begin(int row, int64_t at) const {
+        return add ? load(sums + row * columns + at) : typename Type::Sums{};
+    }
+    void end(int row, int64_t at, typename Type::Sums value) const { store(sums + row * columns + at, value); }
+};
+
+// ROWS × LANES·VECTORS sums of A · B (words × columns), which stay in registers: from `ends`' begin to its end. A's rows
+// come in `parts` of `words`: row i of part j begins at a[j · a_step + i], plus `from`.
+template <typename Type, int ROWS, int VECTORS, typename Ends>
 void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t from, const uint32_t* b, int64_t b_row,
-              typename Type::Sum* c, int64_t c_row, int64_t words, bool add) {
+              const Ends& ends, int64_t words, const char* ahead) {
     typename Type::Sums sums[ROWS][VECTORS];
     UNROLLED for (int row = 0; row < ROWS; row++)
-        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
-            sums[row][vector] = add ? load(c + row * c_row + vector * LANES) : typename Type::Sums{};
+        UNROLLED for (int vector = 0; vector < VECTORS; vector++) sums[row][vector] = ends.begin(row, vector * LANES);
     for (int64_t part = 0; part < parts; part++, a += a_step) {
         const uint32_t* lines[ROWS];
         UNROLLED for (int row = 0; row < ROWS; row++) lines[row] = a[row] + from;
-        for (int64_t word = 0; word < words; word++, b += b_row) {
+        for (int64_t word = 0; word < words; word++, b += b_row, ahead += 64) {
+            __builtin_prefetch(ahead, 0, 2);
             Words right[VECTORS];
             UNROLLED for (int vector = 0; vector < VECTORS; vector++) right[vector] = load(b + vector * LANES);
             UNROLLED for (int row = 0; row < ROWS; row++) {
@@ -67,15 +81,14 @@ void multiply(const uint32_t* const* a, int64_t a_step, int64_t parts, int64_t f
         }
     }
     UNROLLED for (int row = 0; row < ROWS; row++)
-        UNROLLED for (int vector = 0; vector < VECTORS; vector++)
-            store(c + row * c_row + vector * LANES, sums[row][vector]);
+        UNROLLED for (int vector = 0; vector < VECTORS; vector++) ends.end(row, vector * LANES, sums[row][vector]);
 }
 
-template <typename Type, int ROWS, int MOST = VECTORS>
-auto multiply_of(int64_t vectors) -> decltype(&multiply<Type, ROWS, 1>) {
+template <typename Type, int ROWS, typename Ends, int MOST = VECTORS>
+auto multiply_of(int64_t vectors) -> decltype(&multiply<Type, ROWS, 1, Ends>) {
     if constexpr (MOST > 1)
-        if (vectors < MOST) return multiply_of<Type, ROWS, MOST - 1>(vectors);
-    return multiply<Type, ROWS, MOST>;
+        if (vectors < MOST) return multiply_of<Type, ROWS, Ends, MOST - 1>(vectors);
+    return multiply<Type, ROWS, MOST, Ends>;
 }
 
 // ---------------------------------------------------------------------------------------------- quantized activations
@@ -178,6 +191,41 @@ bool quantize_each(const void* x, int64_t pictures, int64_t count, int lowest, i
     return is_finite;
 }
 
+// ------------------------------------------------------------------------------------------------------ exponentials
+
+// 2^x for x <= 0; below 2^-126 it may be 0. To 2e-7 of it, or where it is to be a bfloat16, which rounds by 2e-3, to 1e-4.
+template <typename Type = Float32>
+Floats power_of_two(Floats x) {
+    x = higher(everywhere(-127.0f), x);  // in this order: a NaN stays
+    const Floats whole = rounded(x), part = x - whole;  // |part| <= 0.5
+    const auto series = [part](Floats sum, auto... coefficients) {
+        ((sum = multiply_add(sum, part, everywhere(coefficients))), ...);
+        return sum;
+    };
+    if constexpr (std::is_same_v<Type, Float32>)  // Taylor's
+        return times_power_of_two(
+            series(everywhere(1.3333558e-3f), 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f), whole);
+    // the cubic whose largest relative error is the least, of those with 2^0 = 1
+    return times_power_of_two(series(everywhere(0.05500893f), 0.24221097f, 0.69328293f, 1.0f), whole);
+}
+
+// x · Φ(x). Φ's tail is Abramowitz & Stegun's 7.1.26, off by 8e-8 at most.
+Floats gelu(Floats x) {
+    const Floats z = absolute(x) * everywhere(0.70710678f), one = everywhere(1.0f);
+    const Floats t = one / multiply_add(z, everywhere(0.3275911f), one);
+    Floats sum = everywhere(1.061405429f);
+    for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
+        sum = multiply_add(sum, t, everywhere(coefficient));
+    const Floats tail = sum * power_of_two(z * z * everywhere(-1.44269504f)) * everywhere(0.5f);
+    return x * where_negative(x, tail, one - tail);
+}
+
+// x / (1 + e^-x)
+Floats silu(Floats x) {
+    const Floats one = everywhere(1.0f), power = power_of_two(absolute(x) * everywhere(-1.44269504f));
+    return x * (where_negative(x, power, one) / (one + power));
+}
+
 // -------------------------------------------------------------------------------------------------- quantized layers
 
 constexpr int64_t TILE = VECTORS * LANES;  // outputs of one product
@@ -194,6 +242,10 @@ struct Int8Weights {
 
     const uint32_t* block(int64_t output, int64_t columns, int64_t input, int64_t count, uint32_t* words) const {
         return Integers::words_of(packed + output * inputs + input * columns, count, columns, words);
+    }
+    // Where the block begins that follows such a one.
+    const char* after(int64_t output, int64_t columns, int64_t input, int64_t count) const {
+        return reinterpret_cast<const char*>(packed + output * inputs + (input + count) * columns);
     }
 };
 
@@ -217,6 +269,7 @@ struct Int4Weights {
         }
         return words;
     }
+    const char* after(int64_t, int64_t, int64_t, int64_t) const { return nullptr; }  // it is read as it is unpacked
 };
 
 // Of a Linear layer each row is a picture of one pixel: both are quantized by their own range.
@@ -261,6 +314,13 @@ Buffer<const uint32_t*> find_lines(const Pictures& pictures, const Window& windo
     return lines;
 }
 
+// What is added to a layer's numbers, of their type: `by_picture` and `by_pixel` numbers lie between two pictures' and two
+// pixels' first ones, none where all pixels get the same.
+struct Added {
+    const void* numbers;  // or null
+    int64_t by_picture, by_pixel;
+};
+
 // What turns sums into numbers.
 struct Scales {
     const float* scale;         // of each picture
@@ -268,44 +328,67 @@ struct Scales {
     const float* weight_scale;
     const int32_t* column_sums;
     const float* bias;  // or null
+    Added added;
 
-    // count × columns of sums, from the `pixel`th on, of pictures of `area` pixels, to as many rows of `out`, whose
-    // outputs from the `output`th on they are.
-    template <typename Type>
-    void finish(const int32_t* sums, int64_t pixel, int64_t count, int64_t area, int64_t columns, int64_t output,
-                int64_t outputs, typename Type::Value* out) const {
+    // What is known of `vectors` registers of outputs, from the `output`th on, of those before the `end`th.
+    struct Outputs {
         Ints extra[PANEL / LANES];
         Floats factor[PANEL / LANES], offset[PANEL / LANES];
         Lanes lanes[PANEL / LANES];
-        const int64_t vectors = columns / LANES;
-        for (int64_t i = 0; i < vectors; i++) {
-            const int64_t at = output + i * LANES;
-            lanes[i] = first(std::clamp<int64_t>(outputs - at, 0, LANES));
-            extra[i] = load(lanes[i], column_sums + at);
-            factor[i] = load(lanes[i], weight_scale + at);
-            offset[i] = bias ? load(lanes[i], bias + at) : everywhere(0.0f);
+
+        Outputs(const Scales& of, int64_t output, int64_t end, int64_t vectors) {
+            for (int64_t i = 0; i < vectors; i++) {
+                const int64_t at = output + i * LANES;
+                lanes[i] = first(std::clamp<int64_t>(end - at, 0, LANES));
+                extra[i] = load(lanes[i], of.column_sums + at);
+                factor[i] = load(lanes[i], of.weight_scale + at);
+                offset[i] = of.bias ? load(lanes[i], of.bias + at) : everywhere(0.0f);
+            }
         }
-        out += pixel * outputs + output;
+        Floats numbers(int64_t i, const int32_t* sums, Floats by, Ints zero) const {
+            const Floats exact = to_floats(difference(load(sums + i * LANES), product(extra[i], zero)));
+            return multiply_add(exact, factor[i] * by, offset[i]);
+        }
+    };
+
+    // count × columns of sums, from the `pixel`th on, of pictures of `area` pixels, to as many rows of `out`, of whose
+    // `width` numbers they are the `output`th and those that follow; times GELU of those of `gates`, or null, which
+    // are `width` outputs later.
+    template <typename Type>
+    void finish(const int32_t* sums, const int32_t* gates, int64_t pixel, int64_t count, int64_t area, int64_t columns,
+                int64_t output, int64_t width, typename Type::Value* out) const {
+        const int64_t vectors = columns / LANES;
+        const Outputs outputs(*this, output, width, vectors);
+        const Outputs of_gates(*this, width + output, 2 * width, gates ? vectors : 0);
+        out += pixel * width + output;
         for (const int64_t end = pixel + count; pixel < end;) {
             const int64_t picture = pixel / area;
             const Floats by = everywhere(scale[picture]);
             const Ints zero = everywhere(zero_point[picture]);
+            const auto* plus = static_cast<const typename Type::Value*>(added.numbers);
+            if (plus) plus += picture * added.by_picture + pixel % area * added.by_pixel + output;
             for (const int64_t last = std::min(end, (picture + 1) * area); pixel < last; pixel++) {
                 for (int64_t i = 0; i < vectors; i++) {
-                    const Floats exact = to_floats(difference(load(sums + i * LANES), product(extra[i], zero)));
-                    Type::store(out + i * LANES, lanes[i], multiply_add(exact, factor[i] * by, offset[i]));
+                    Floats numbers = outputs.numbers(i, sums, by, zero);
+                    if (gates) numbers = numbers * gelu(of_gates.numbers(i, gates, by, zero));
+                    if (plus) numbers = numbers + Type::load(outputs.lanes[i], plus + i * LANES);
+                    Type::store(out + i * LANES, outputs.lanes[i], numbers);
                 }
-                sums += columns, out += outputs;
+                sums += columns, out += width;
+                if (gates) gates += columns;
+                if (plus) plus += added.by_pixel;
             }
         }
     }
 };
 
+// With `gated` the second half of the outputs are gates of the first, which is a multiple of PANEL.
 template <typename Type, typename Weights>
-void convolve(const Pictures& pictures, const Window& window, const Weights& weights, int64_t outputs,
+void convolve(const Pictures& pictures, const Window& window, const Weights& weights, int64_t outputs, bool gated,
               const Scales& scales, int threads, typename Type::Value* out) {
     const int64_t channels = pictures.channels, places = window.rows * window.columns;
     const int64_t area = window.out_height * window.out_width, pixels = pictures.count * area;
+    const int64_t halves = gated ? 2 : 1, width = outputs / halves;
     if (!pixels) return;
     const auto borders = allocate<Integers::Value>(pictures.count * channels);
     if (window.is_padded(pictures.height, pictures.width))
@@ -319,7 +402,7 @@ void convolve(const Pictures& pictures, const Window& window, const Weights& wei
     const int64_t parts = (channels + BLOCK - 1) / BLOCK, part = round_up((channels + parts - 1) / parts, 4);
 
     // Enough items that no thread waits long for the last one.
-    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t panels = (width + PANEL - 1) / PANEL;
     const int64_t shares = std::max((pixels + SHARE - 1) / SHARE, (8 * threads + panels - 1) / panels);
     const int64_t share = round_up((pixels + shares - 1) / shares, ROWS);
     const int64_t products = pixels * outputs * places * channels;  // 64 of them take as long as one number elsewhere
@@ -329,62 +412,41 @@ void convolve(const Pictures& pictures, const Window& window, const Weights& wei
         const int64_t count = std::min(share, pixels - begin);
         if (count <= 0) continue;
         // kept from call to call: fresh memory would have to be zeroed by the system
-        alignas(64) static thread_local int32_t sums[SHARE * PANEL];
+        alignas(64) static thread_local int32_t kept_sums[2][SHARE * PANEL];
         alignas(64) static thread_local uint32_t words[PANEL * BLOCK / Integers::PER_WORD];
-        const int64_t columns = std::min(PANEL, round_up(outputs - output, 16));  // as many as there are packed
-        for (int64_t place = 0; place < places; place += block_places)
-            for (int64_t channel = 0; channel < channels; channel += part) {
-                const int64_t here = std::min(block_places, places - place), width = std::min(part, channels - channel);
-                const uint32_t* blocks[PANEL / TILE];
-                for (int64_t tile = 0; tile < columns; tile += TILE)
-                    blocks[tile / TILE] =
-                        weights.block(output + tile, std::min(TILE, columns - tile), place * channels + channel,
-                                      here * width, words + tile * BLOCK / Integers::PER_WORD);
-                for (int64_t row = 0; row < count;) {
-                    const bool is_whole = count - row >= ROWS;
-                    for (int64_t tile = 0; tile < columns; tile += TILE) {
-                        const int64_t wide = std::min(TILE, columns - tile);
-                        const auto run = is_whole ? multiply_of<Integers, ROWS>(wide / LANES)
-                                                  : multiply_of<Integers, 2>(wide / LANES);
-                        run(lines.get() + place * step + begin + row, step, here, channel / Integers::PER_WORD,
-                            blocks[tile / TILE], wide, sums + row * columns + tile, columns,
-                            width / Integers::PER_WORD, place + channel > 0);
+        const int64_t columns = std::min(PANEL, round_up(width - output, 16));  // as many as there are packed
+        for (int64_t half = 0; half < halves; half++) {
+            int32_t* sums = kept_sums[half];
+            for (int64_t place = 0; place < places; place += block_places)
+                for (int64_t channel = 0; channel < channels; channel += part) {
+                    const int64_t here = std::min(block_places, places - place);
+                    const int64_t deep = std::min(part, channels - channel);
+                    const uint32_t* blocks[PANEL / TILE];
+                    for (int64_t tile = 0; tile < columns; tile += TILE)
+                        blocks[tile / TILE] = weights.block(half * width + output + tile, std::min(TILE, columns - tile),
+                                                            place * channels + channel, here * deep,
+                                                            words + tile * BLOCK / Integers::PER_WORD);
+                    const char* after =
+                        weights.after(half * width + output, columns, place * channels + channel, here * deep);
+                    int64_t fetched = 0;
+                    for (int64_t row = 0; row < count;) {
+                        const bool is_whole = count - row >= ROWS;
+                        for (int64_t tile = 0; tile < columns; tile += TILE) {
+                            const int64_t wide = std::min(TILE, columns - tile);
+                            const auto run = is_whole ? multiply_of<Integers, ROWS, InMemory<Integers>>(wide / LANES)
+                                                      : multiply_of<Integers, 2, InMemory<Integers>>(wide / LANES);
+                            run(lines.get() + place * step + begin + row, step, here, channel / Integers::PER_WORD,
+                                blocks[tile / TILE], wide, {sums + row * columns + tile, columns, place + channel > 0},
+                                deep / Integers::PER_WORD, after + fetched);
+                        }
+                        fetched = (fetched + here * deep / Integers::PER_WORD * 64) % (here * deep * columns);
+                        row += is_whole ? ROWS : 2;
                     }
-                    row += is_whole ? ROWS : 2;
                 }
-            }
-        scales.finish<Type>(sums, begin, count, area, columns, output, outputs, out);
+        }
+        scales.finish<Type>(kept_sums[0], gated ? kept_sums[1] : nullptr, begin, count, area, columns, output, width,
+                            out);
     }
-}
-
-// ------------------------------------------------------------------------------------------------------ exponentials
-
-// 2^x for x <= 0, to 2e-7 of it; below 2^-126 it may be 0.
-Floats power_of_two(Floats x) {
-    x = higher(everywhere(-127.0f), x);  // in this order: a NaN stays
-    const Floats whole = rounded(x), part = x - whole;
-    // the Taylor series of 2^part, |part| <= 0.5
-    Floats sum = everywhere(1.3333558e-3f);
-    for (const float coefficient : {9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f})
-        sum = multiply_add(sum, part, everywhere(coefficient));
-    return times_power_of_two(sum, whole);
-}
-
-// x · Φ(x). Φ's tail is Abramowitz & Stegun's 7.1.26, off by 8e-8 at most.
-Floats gelu(Floats x) {
-    const Floats z = absolute(x) * everywhere(0.70710678f), one = everywhere(1.0f);
-    const Floats t = one / multiply_add(z, everywhere(0.3275911f), one);
-    Floats sum = everywhere(1.061405429f);
-    for (const float coefficient : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
-        sum = multiply_add(sum, t, everywhere(coefficient));
-    const Floats tail = sum * power_of_two(z * z * everywhere(-1.44269504f)) * everywhere(0.5f);
-    return x * where_negative(x, tail, one - tail);
-}
-
-// x / (1 + e^-x)
-Floats silu(Floats x) {
-    const Floats one = everywhere(1.0f), power = power_of_two(absolute(x) * everywhere(-1.44269504f));
-    return x * (where_negative(x, power, one) / (one + power));
 }
 
 // ----------------------------------------------------------------------------------------------- group normalization
@@ -439,33 +501,30 @@ void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t cha
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
 constexpr int64_t KEYS = 512;
 
-template <typename Type>
-void multiply_tile(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, typename Type::Sum* c,
-                   int64_t c_row, int64_t rows, int64_t columns, int64_t words, bool add) {
-    for (int64_t column = 0; column < columns; column += TILE) {
-        const auto run = multiply_of<Type, ROWS>(std::min(VECTORS, (columns - column) / LANES));
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            const uint32_t* lines[ROWS];
-            for (int64_t i = 0; i < ROWS; i++) lines[i] = a + (row + i) * a_row;
-            run(lines, 0, 1, 0, b + column, b_row, c + row * c_row + column, c_row, words, add);
-        }
-    }
+// ROWS rows of A, `a_row` words each, times words × columns of B; `ends_at(column)` is what a tile's sums begin and end as.
+template <typename Type, typename EndsAt>
+void multiply_rows(const uint32_t* a, int64_t a_row, const uint32_t* b, int64_t b_row, int64_t columns, int64_t words,
+                   const EndsAt& ends_at) {
+    using Ends = decltype(ends_at(0));
+    const uint32_t* lines[ROWS];
+    for (int64_t i = 0; i < ROWS; i++) lines[i] = a + i * a_row;
+    for (int64_t column = 0; column < columns; column += TILE)
+        multiply_of<Type, ROWS, Ends>(std::min(VECTORS, (columns - column) / LANES))(
+            lines, 0, 1, 0, b + column, b_row, ends_at(column), words, nullptr);
 }
 
-// The softmax of one tile's row, online (Milakov & Gimelshein, 2018): turns scores into weights and returns what the
-// sums so far must be multiplied by.
+// The softmax of one tile's row, online (Milakov & Gimelshein, 2018): turns scores, the largest of which is `most`, into
+// weights and returns what the sums so far must be multiplied by.
 template <typename Type>
-float weigh(const float* scores, int64_t columns, float scale, typename Type::Value* weights, float& largest,
-            float& total) {
-    Floats most = everywhere(largest);
-    for (int64_t i = 0; i < columns; i += LANES) most = higher(most, load(scores + i));
+float weigh(const float* scores, int64_t columns, float most, float scale, typename Type::Value* weights,
+            float& largest, float& total) {
     const float before = largest;
-    largest = highest_of(most);
+    largest = std::max(largest, most);
     // where all keys so far are masked, by -inf, they have no largest score
     const Floats by = everywhere(scale), minus = everywhere(largest == -INFINITE ? 0.0f : -largest * scale);
     Floats sum = everywhere(0.0f);
     for (int64_t i = 0; i < columns; i += LANES) {
-        const Floats weight = power_of_two(multiply_add(load(scores + i), by, minus));
+        const Floats weight = power_of_two<Type>(multiply_add(load(scores + i), by, minus));
         sum = sum + weight;
         Type::store(weights + i, first(LANES), weight);
     }
@@ -509,13 +568,29 @@ struct Products {
     }
 
     Left* query(int64_t row) const { return queries.get() + row * words * PER_WORD; }
-    Right& key(int64_t token, int64_t i) const {
-        return keys[(i / PER_WORD * padded_keys + token) * PER_WORD + i % PER_WORD];
+    // `count` keys from the `token`th on, words · PER_WORD numbers each.
+    void put_keys(int64_t token, int64_t count, const Right* lines) const {
+        const auto* line = reinterpret_cast<const uint32_t*>(lines);
+        auto* out = reinterpret_cast<uint32_t*>(keys.get()) + token;
+        for (int64_t word = 0; word < words; word++, out += padded_keys)
+            for (int64_t k = 0; k < count; k++) out[k] = line[k * words + word];
     }
-    void multiply(int64_t from, int64_t rows, int64_t wide, typename Type::Sum* sums) const {
-        multiply_tile<Type>(reinterpret_cast<const uint32_t*>(queries.get()), words,
-                            reinterpret_cast<const uint32_t*>(keys.get()) + from, padded_keys, sums, KEYS, rows, wide,
-                            words, false);
+    // ROWS queries from the `row`th on with `wide` keys.
+    template <typename EndsAt>
+    void multiply(int64_t row, int64_t from, int64_t wide, const EndsAt& ends_at) const {
+        multiply_rows<Type>(reinterpret_cast<const uint32_t*>(query(row)), words,
+                            reinterpret_cast<const uint32_t*>(keys.get()) + from, padded_keys, wide, words, ends_at);
+    }
+};
+
+// ROWS lines of KEYS scores, and what is the largest in each place of a register.
+struct Tile {
+    float* scores;
+    Floats* most;
+
+    void put(int row, int64_t at, Floats value) const {
+        store(scores + row * KEYS + at, value);
+        most[row] = higher(most[row], value);
     }
 };
 
@@ -527,11 +602,18 @@ struct FloatScores {
 
     FloatScores(const Sizes& sizes, const Heads& key, int64_t image, int64_t head)
         : width(sizes.width), products(sizes) {
-        // LANES keys at a time: the words of one lie 4 · padded_keys bytes apart, often in one set of the cache
-        for (int64_t token = 0; token < sizes.keys; token += LANES)
-            for (int64_t i = 0; i < width; i++)
-                for (int64_t k = token; k < std::min(sizes.keys, token + LANES); k++)
-                    products.key(k, i) = Type::factor(key.at<Type>(image, head, k)[i]);
+        using Number = typename Type::Factor::Value;
+        const int64_t numbers = products.words * products.PER_WORD;
+        const auto lines = allocate<Number>(LANES * numbers);
+        std::fill_n(lines.get(), LANES * numbers, Number(0));
+        for (int64_t token = 0; token < sizes.keys; token += LANES) {
+            const int64_t here = std::min(LANES, sizes.keys - token);
+            for (int64_t k = 0; k < here; k++) {
+                const auto* line = key.at<Type>(image, head, token + k);
+                std::transform(line, line + width, lines.get() + k * numbers, Type::factor);
+            }
+            products.put_keys(token, here, lines.get());
+        }
     }
     void take(const Heads& query, int64_t image, int64_t head, int64_t begin, int64_t rows) {
         for (int64_t row = 0; row < rows; row++) {
@@ -540,10 +622,15 @@ struct FloatScores {
         }
     }
     float factor(int64_t) const { return 1; }
-    void multiply(int64_t from, int64_t rows, int64_t wide, float* scores) const {
-        products.multiply(from, rows, wide, scores);
+    void multiply(int64_t row, int64_t from, int64_t wide, Tile tile) const {
+        products.multiply(row, from, wide, [&](int64_t column) { return Ends{tile.scores + column, tile.most}; });
     }
-    void finish(int64_t, int64_t, float*) const {}
+
+   private:
+    struct Ends : Tile {
+        Floats begin(int, int64_t) const { return Floats{}; }
+        void end(int row, int64_t at, Floats value) const { put(row, at, value); }
+    };
 };
 
 // Scores of integers, as optsd.optimizations.sage defines them: of queries, and of keys less their mean.
@@ -554,7 +641,7 @@ struct Int8Scores {
     const Products<Integers, Integers::Signed> products;
     const Buffer<float> lines;  // of QUERIES tokens
     const Buffer<float> key_scale;
-    const Buffer<int32_t> extra;  // ZERO times the sum of a key
+    const Buffer<int32_t> extra;  // ZERO times the sum of a key's integers
     float query_scale[QUERIES];
 
     Int8Scores(const Sizes& sizes, const Heads& key, int64_t image, int64_t head)
@@ -575,7 +662,10 @@ struct Int8Scores {
         }
         const auto mean = allocate<float>(width);
         for (int64_t i = 0; i < width; i++) mean[i] = float(sums[i] / sizes.keys);
-        const auto integers = allocate<uint8_t>(LANES * width);
+        const int64_t numbers = products.words * Integers::PER_WORD;
+        const auto integers = allocate<Integers::Signed>(LANES * numbers);
+        std::fill_n(integers.get(), LANES * numbers, Integers::Signed(0));
+        const auto bytes = allocate<uint8_t>(width);
         for (int64_t token = 0; token < sizes.keys; token += LANES) {
             const int64_t here = std::min(LANES, sizes.keys - token);
             for (int64_t k = 0; k < here; k++) {
@@ -583,14 +673,17 @@ struct Int8Scores {
                 widen(key.at<Type>(image, head, token + k), line);
                 for (int64_t i = 0; i < width; i++) line[i] -= mean[i];
             }
-            for (int64_t k = 0; k < here; k++)
-                key_scale[token + k] = quantize<Bytes>(lines.get() + k * columns, 0, integers.get() + k * width);
-            for (int64_t i = 0; i < width; i++)
-                for (int64_t k = 0; k < here; k++) {
-                    const auto integer = static_cast<int8_t>(integers[k * width + i]);
-                    products.key(token + k, i) = integer;
-                    extra[token + k] += ZERO * integer;
+            for (int64_t k = 0; k < here; k++) {
+                key_scale[token + k] = quantize<Bytes>(lines.get() + k * columns, 0, bytes.get());
+                int32_t sum = 0;
+                for (int64_t i = 0; i < width; i++) {
+                    const auto integer = static_cast<int8_t>(bytes[i]);
+                    integers[k * numbers + i] = integer;
+                    sum += integer;
                 }
+                extra[token + k] = ZERO * sum;
+            }
+            products.put_keys(token, here, integers.get());
         }
     }
     void take(const Heads& query, int64_t image, int64_t head, int64_t begin, int64_t rows) {
@@ -600,18 +693,22 @@ struct Int8Scores {
             query_scale[row] = quantize<Integers>(lines.get() + row * columns, ZERO, products.query(row));
     }
     float factor(int64_t row) const { return query_scale[row]; }
-    void multiply(int64_t from, int64_t rows, int64_t wide, float* scores) const {
-        products.multiply(from, rows, wide, reinterpret_cast<int32_t*>(scores));
-    }
-    void finish(int64_t from, int64_t wide, float* scores) const {
-        const auto* sums = reinterpret_cast<const int32_t*>(scores);
-        for (int64_t i = 0; i < wide; i += LANES) {
-            const Ints exact = difference(load(sums + i), load(extra.get() + from + i));
-            store(scores + i, to_floats(exact) * load(key_scale.get() + from + i));
-        }
+    void multiply(int64_t row, int64_t from, int64_t wide, Tile tile) const {
+        products.multiply(row, from, wide, [&](int64_t column) {
+            const int64_t at = from + column;
+            return Ends{{tile.scores + column, tile.most}, extra.get() + at, key_scale.get() + at};
+        });
     }
 
    private:
+    struct Ends : Tile {
+        const int32_t* extra;
+        const float* scale;
+        Ints begin(int, int64_t) const { return Ints{}; }
+        void end(int row, int64_t at, Ints sum) const {
+            put(row, at, to_floats(difference(sum, load(extra + at))) * load(scale + at));
+        }
+    };
     void widen(const typename Type::Value* token, float* line) const {
         for (int64_t i = 0; i < width; i += LANES)
             store(line + i, Type::load(first(std::min(width - i, LANES)), token + i));
@@ -646,8 +743,8 @@ void attend(const Heads& query, const Heads& key, const Heads& value, const Head
 
         // Values as words of keys × channels, zeros around them.
         const auto packed_values = allocate<Number>(padded_keys * columns);
-        const auto weights = allocate<Number>(QUERIES * KEYS);
-        const auto tile = allocate<float>(QUERIES * KEYS);
+        const auto weights = allocate<Number>(ROWS * KEYS);
+        const auto tile = allocate<float>(ROWS * KEYS);
         const auto sums = allocate<float>(QUERIES * columns);
         std::fill_n(packed_values.get(), padded_keys * columns, Number(0));
         for (int64_t token = 0; token < sizes.keys; token++) {
@@ -660,32 +757,44 @@ void attend(const Heads& query, const Heads& key, const Heads& value, const Head
 
         const int64_t last = std::min(sizes.queries, (item % shares + 1) * share);
         for (int64_t begin = item % shares * share; begin < last; begin += QUERIES) {
-            const int64_t real = std::min(QUERIES, last - begin), rows = round_up(real, ROWS);
+            const int64_t real = std::min(QUERIES, last - begin);
             scores.take(query, image, head, begin, real);
             float largest[QUERIES], total[QUERIES];
             std::fill_n(largest, QUERIES, -INFINITE);
             std::fill_n(total, QUERIES, 0.0f);
-            std::fill_n(sums.get(), QUERIES * columns, 0.0f);
             for (int64_t from = 0; from < sizes.keys; from += KEYS) {
                 const int64_t there = std::min(KEYS, sizes.keys - from), wide = round_up(there, LANES);
-                scores.multiply(from, rows, wide, tile.get());
-                for (int64_t row = 0; row < rows; row++) {
-                    float* line = tile.get() + row * KEYS;
-                    const float by = scale * scores.factor(row);
-                    scores.finish(from, wide, line);
-                    if (mask.numbers && row < real) {
-                        const float* plus = mask.at<Float32>(image, head, begin + row) + from;
-                        for (int64_t i = 0; i < there; i++) line[i] += plus[i] / by;
+                // so few rows at a time that their scores and weights stay in the first cache
+                for (int64_t first_row = 0; first_row < real; first_row += ROWS) {
+                    Floats most[ROWS];
+                    std::fill_n(most, ROWS, everywhere(-INFINITE));
+                    scores.multiply(first_row, from, wide, {tile.get(), most});
+                    for (int64_t i = 0; i < ROWS; i++) {
+                        const int64_t row = first_row + i;
+                        float* line = tile.get() + i * KEYS;
+                        const float by = scale * scores.factor(row);
+                        const bool is_masked = mask.numbers && row < real;
+                        if (is_masked) {
+                            const float* plus = mask.at<Float32>(image, head, begin + row) + from;
+                            for (int64_t k = 0; k < there; k++) line[k] += plus[k] / by;
+                        }
+                        if (is_masked || there < wide) {
+                            std::fill(line + there, line + wide, -INFINITE);
+                            most[i] = everywhere(-INFINITE);
+                            for (int64_t k = 0; k < wide; k += LANES) most[i] = higher(most[i], load(line + k));
+                        }
+                        // exp(x) = 2^(x · log2 e)
+                        const float shrink = weigh<Factor>(line, wide, highest_of(most[i]), by * 1.44269504f,
+                                                           weights.get() + i * KEYS, largest[row], total[row]);
+                        if (from)
+                            for (int64_t k = 0; k < columns; k++) sums[row * columns + k] *= shrink;
                     }
-                    std::fill(line + there, line + wide, -INFINITE);
-                    // exp(x) = 2^(x · log2 e)
-                    const float shrink = weigh<Factor>(line, wide, by * 1.44269504f, weights.get() + row * KEYS,
-                                                       largest[row], total[row]);
-                    if (from)
-                        for (int64_t i = 0; i < columns; i++) sums[row * columns + i] *= shrink;
+                    multiply_rows<Factor>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns,
+                                          columns, columns, wide / PER_WORD, [&](int64_t column) {
+                                              return InMemory<Factor>{sums.get() + first_row * columns + column,
+                                                                      columns, from > 0};
+                                          });
                 }
-                multiply_tile<Factor>(weight_words, KEYS / PER_WORD, value_words + from / PER_WORD * columns, columns,
-                                      sums.get(), columns, rows, columns, wide / PER_WORD, true);
             }
             for (int64_t row = 0; row < real; row++) {
                 auto* target = const_cast<Value*>(out.at<Type>(image, head, begin + row));
@@ -715,12 +824,14 @@ int optsd_quantize(const void* x, int is_bfloat16, int64_t pictures, int64_t cou
 // out_height × out_width × outputs of the same type. Where `x` is null, `bytes` are taken instead, with a scale and a
 // zero point for each picture, and the result is float32. `sizes`: pictures, height, width, channels, outputs; the
 // window's rows, columns, stride, dilation (each y, x), top, left, out_height, out_width; inputs / 2 and group size of
-// INT4. `multipliers`: null for INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. Returns 0,
-// with `range` as optsd_quantize leaves it, where a picture has no finite range.
+// INT4; how far `added` (or null), of the result's type, lies apart for pictures and for pixels. `multipliers`: null for
+// INT8. Channels are a multiple of 4, INT8 weights are padded to 16 outputs. With `gated` the result is as wide as half
+// the outputs, a multiple of 64: the first half times GELU of the second. Returns 0, with `range` as optsd_quantize
+// leaves it, where a picture has no finite range.
 int optsd_layer(const void* x, int is_bfloat16, const uint8_t* bytes, const float* scale, const int32_t* zero_point,
                 const int8_t* weights, const int8_t* multipliers, const float* weight_scale,
-                const int32_t* column_sums, const float* bias, const int64_t* sizes, int threads, float* range,
-                void* out) {
+                const int32_t* column_sums, const float* bias, const void* added, int gated, const int64_t* sizes,
+                int threads, float* range, void* out) {
     const int64_t count = sizes[1] * sizes[2] * sizes[3];
     const auto integers = allocate<Integers::Value>(sizes[0] * count);
     const auto scales_found = allocate<float>(sizes[0]);
@@ -738,10 +849,11 @@ int optsd_layer(const void* x, int is_bfloat16, const uint8_t* bytes, const floa
                         sizes[10], sizes[11], sizes[12], sizes[13], sizes[14]};
     const Int8Weights int8{weights, window.rows * window.columns * pictures.channels};
     const Int4Weights int4{weights, multipliers, sizes[4], sizes[15], sizes[16]};
-    const Scales scales{scale, zero_point, weight_scale, column_sums, bias};
+    const Scales scales{scale, zero_point, weight_scale, column_sums, bias, {added, sizes[17], sizes[18]}};
     const auto run = [&](auto type, const auto& right) {
         using Type = decltype(type);
-        convolve<Type>(pictures, window, right, sizes[4], scales, threads, static_cast<typename Type::Value*>(out));
+        convolve<Type>(pictures, window, right, sizes[4], gated, scales, threads,
+                       static_cast<typename Type::Value*>(out));
     };
     const bool to_bfloat16 = x && is_bfloat16;
     if (multipliers)

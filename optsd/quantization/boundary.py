@@ -14,6 +14,7 @@ from optsd.errors import Unsupported
 from optsd.patching import Interposed
 from optsd.quantization import between
 from optsd.quantization.kernels import KERNELS
+from optsd.quantization.layers import QConv2d, QLinear
 from optsd.state import PerPrompt
 
 KEPT_PRECISE = anatomy.NUMBERS
@@ -74,7 +75,10 @@ class FusedGEGLU(GEGLU):
     """diffusers' GEGLU in one pass over memory, where torch takes a strided GELU and a product."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gated = self.proj(hidden_states)
+        proj: nn.Module = self.proj
+        if has_end(proj) and are_served(hidden_states):
+            return proj(hidden_states, gated=True)
+        gated = proj(hidden_states)
         if are_served(gated):
             return torch.ops.optsd.geglu(gated) if gated.device.type == "cpu" else between.geglu(gated)
         values, gate = gated.chunk(2, dim=-1)
@@ -94,12 +98,23 @@ class FusedResnetBlock(ResnetBlock2D):
         )
         if not is_plain or not are_served(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        hidden_states = self.conv1(_normalized(self.norm1, input_tensor))
         activated = temb if self.skip_time_act else self.nonlinearity(temb)
-        hidden_states += self.time_emb_proj(activated)[:, :, None, None]
-        hidden_states = self.conv2(self.dropout(_normalized(self.norm2, hidden_states)))
-        hidden_states += input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        time = self.time_emb_proj(activated)[:, :, None, None]
+        hidden_states = _plus(self.conv1, _normalized(self.norm1, input_tensor), time)
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        hidden_states = _plus(self.conv2, self.dropout(_normalized(self.norm2, hidden_states)), shortcut)
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
+
+
+def has_end(layer: Any) -> bool:
+    """Whether its kernel does what follows it in the same pass, and nobody stands between: no wrapper, no hook."""
+    is_bare = type(layer) in (QLinear, QConv2d) and not parts(layer)
+    return is_bare and layer.kernel.ends and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _plus(layer: nn.Module, x: Tensor, added: Tensor) -> Tensor:
+    """layer(x) + added: batch × channels × height × width, or × 1 × 1."""
+    return layer(x, plus=added) if has_end(layer) else layer(x).add_(added)
 
 
 def _is_plain(norm: nn.Module, x: Tensor) -> bool:
@@ -134,9 +149,7 @@ class FusedTransformer(Transformer2DModel):
         if self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
         picture = hidden_states.reshape(batch_size, height, width, -1).permute(0, 3, 1, 2)
-        if not self.use_linear_projection:
-            picture = self.proj_out(picture)
-        return picture + residual
+        return picture + residual if self.use_linear_projection else _plus(self.proj_out, picture, residual)
 
 
 FUSED: dict[type, type] = {

@@ -27,6 +27,7 @@ class Kernel:
     name = ""
     signed = True  # whether it takes activations as int8, not uint8
     unpacks_int4 = False  # whether it takes INT4 as it is stored
+    ends = False  # whether `layer` takes `plus` and `gated`
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         """Why it cannot compute such a layer there, or an empty string."""
@@ -120,6 +121,7 @@ class Native(Kernel):
     name = "native"
     signed = False
     unpacks_int4 = True
+    ends = True
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         if device.type != "cpu":
@@ -134,11 +136,27 @@ class Native(Kernel):
     def unpack(self, packed: Tensor, outputs: int, inputs: int) -> Tensor:
         return native.unpack(packed, outputs, inputs)
 
-    def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
+    def layer(
+        self,
+        x: Tensor,
+        weights: Weights,
+        window: Window | None,
+        plus: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """As ever; and in the same pass `plus` is added, or with `gated` GEGLU computed: half the outputs are gates."""
         # Range, integers and product in one operator: what lies between three takes longer than a small layer.
-        if x.shape[1 if window else -1] % 4 or not native.serves(x):
-            return super().layer(x, weights, window)
-        return self._run(x, weights, window, None, None)
+        is_narrow = gated and len(weights.scale) % (2 * native.GATED)
+        if x.shape[1 if window else -1] % 4 or is_narrow or not native.serves(x):
+            out = super().layer(x, weights, window)
+            if gated:
+                values, gate = out.chunk(2, -1)
+                out = values * functional.gelu(gate)
+            return out if plus is None else out + plus
+        if plus is not None:
+            of_pictures = window is not None and plus.shape[2:] != (1, 1)
+            plus = plus.to(x.dtype, memory_format=torch.channels_last if of_pictures else torch.contiguous_format)
+        return self._run(x, weights, window, None, None, plus=plus, gated=gated)
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
         # padded with anything: the weights there are 0
@@ -151,7 +169,9 @@ class Native(Kernel):
             return super().conv2d(image, weights, window, dtype)
         return self._run(image.values, weights, window, image.scale, image.zero_point).to(dtype)
 
-    def _run(self, x: Tensor, weights: Weights, window: Window | None, *scale_and_zero_point: Tensor | None) -> Tensor:
+    def _run(
+        self, x: Tensor, weights: Weights, window: Window | None, *scale_and_zero_point: Tensor | None, **end: Any
+    ) -> Tensor:
         moves: tuple[int, ...] = ()
         if window is None:
             x = x.contiguous()
@@ -159,7 +179,7 @@ class Native(Kernel):
             x = x.contiguous(memory_format=torch.channels_last)
             moves = window.moves(output_size(_padded_size(x, window), window))
         parts = (weights.integers, weights.multipliers, weights.scale, weights.column_sums, weights.bias)
-        return torch.ops.optsd.quantized_layer(x, *parts, moves, *scale_and_zero_point)
+        return torch.ops.optsd.quantized_layer(x, *parts, moves, *scale_and_zero_point, **end)
 
 
 class Triton(Kernel):

@@ -167,8 +167,8 @@ class QLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.dequantized().as_subclass(ReadOnly)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.kernel.layer(x, self.weights(), None)
+    def forward(self, x: Tensor, **end: Any) -> Tensor:  # type: ignore[override]
+        return self.kernel.layer(x, self.weights(), None, **end)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -209,12 +209,13 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
         matrix = self.dequantized().unflatten(1, (*self.window.kernel_size, -1))
         return matrix.permute(0, 3, 1, 2).contiguous().as_subclass(ReadOnly)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **end: Any) -> Tensor:  # type: ignore[override]
         if self.padding_mode != "zeros":
             x = functional.pad(x, self.border, mode=self.padding_mode)
         if self.is_pointwise:  # a linear layer of pixels: each has a range of its own, as a token has
-            return self.kernel.layer(x.movedim(-3, -1).contiguous(), self.weights(), None).movedim(-1, -3)
-        return self.kernel.layer(x, self.weights(), self.window)
+            end = {name: value.movedim(-3, -1) for name, value in end.items()}
+            return self.kernel.layer(x.movedim(-3, -1).contiguous(), self.weights(), None, **end).movedim(-1, -3)
+        return self.kernel.layer(x, self.weights(), self.window, **end)
 
     def extra_repr(self) -> str:
         return (
