@@ -7,27 +7,24 @@ A round is one call of the baseline, then one of the other, on the same inputs a
 with its interval. On a shared machine two such ratios, taken minutes apart, are a poor measure of each other: variants
 of int8 also run in turn with OpenVINO's int8 itself (`-k beside`). `added_bytes` is what one call adds to
 the process's memory, and `operators_ms` where its time goes, each in a pass of its own (OpenVINO takes its memory when
-it compiles, before the call). Each subject lives in a process of its own, as it would at its user's: in one process
-with others, the memory that they had freed made the baseline faster, whose large tensors no longer came from fresh
-pages. OpenVINO needs the `peers` extra (openvino, nncf) and a CPU; its int8 is NNCF's post-training quantization of
-Linear and Conv2d layers, whose scales come from one random input: that decides the quality of pictures but not the
-time.
+it compiles, before the call). Each subject lives in a process of its own (`bench/apart.py`). OpenVINO needs the
+`peers` extra (openvino, nncf) and a CPU; its int8 is NNCF's post-training quantization of Linear and Conv2d layers,
+whose scales come from one random input: that decides the quality of pictures but not the time. Whole pictures are
+timed by `test_peers.py`.
 """
 
 import importlib.util
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest_plugins.options import DEVICE, MODEL, VARIANTS, chosen_preset, resolve
+from bench.apart import apart, ask, in_turn
+from conftest_plugins.options import VARIANTS
 from optsd.errors import OptsdError
-from optsd.judge.statistics import FEWEST_ROUNDS, median_interval, ratio_interval
 from optsd.measure.memory import reset_peak, resident_bytes
 from optsd.measure.time import seconds
 from optsd.records import Workload
@@ -40,7 +37,8 @@ pytestmark = pytest.mark.unet
 OURS = ("baseline", "sdpa", "int8", "int4", "int8+flash", "int4+flash")
 THEIRS = ("float32", "bfloat16", "int8")
 MOST_OPERATORS = 15
-Call = Callable[[], object]
+Subject = tuple[Callable[[], object], "torch.device"]
+"""One call, and where it runs."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,130 +50,97 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def workload(pytestconfig: pytest.Config) -> Workload:
-    """This run's, with the model's place instead of its name: nothing here records it, and other processes load it."""
-    return replace(resolve(pytestconfig), model=pytestconfig.stash[MODEL])
-
-
-@pytest.fixture(scope="module")
-def device(pytestconfig: pytest.Config) -> str:
-    return pytestconfig.stash[DEVICE]
-
-
-@pytest.fixture(scope="module")
-def rounds(pytestconfig: pytest.Config) -> int:
-    return max(chosen_preset(pytestconfig).rounds, FEWEST_ROUNDS)
-
-
-@pytest.fixture(scope="module")
-def baseline(workload: Workload, device: str) -> Iterator[Executor]:
-    with apart(our_call, workload, device, "baseline") as process:
+def baseline(placed: Workload, device: str) -> Iterator[Executor]:
+    with apart(warm, our_call, placed, device, "baseline") as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def openvino_graph(workload: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def openvino_graph(placed: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The UNet as an OpenVINO graph of its own shapes, with torch's default attention, which OpenVINO fuses."""
     pytest.importorskip("openvino")
-    if workload.device != "cpu":
+    if placed.device != "cpu":
         pytest.skip("OpenVINO is timed on the CPU")
     file = tmp_path_factory.mktemp("openvino") / "unet.xml"
-    with apart() as process:
-        process.submit(write_graph, workload, file).result()
-    return file
+    with apart(write_graph, placed, file):
+        return file
 
 
 @pytest.mark.parametrize("precision", THEIRS)
 def test_openvino(
-    precision: str, openvino_graph: Path, workload: Workload, baseline: Executor, rounds: int, benchmark
+    precision: str, openvino_graph: Path, placed: Workload, baseline: Executor, enough_rounds: int, benchmark
 ) -> None:
     """Seconds of one call in OpenVINO."""
-    with theirs(workload, openvino_graph, precision) as process:
-        compare(process, baseline, workload, benchmark, rounds)
+    with theirs(placed, openvino_graph, precision) as process:
+        compare(process, baseline, placed, benchmark, enough_rounds)
 
 
-def test_ours(ours: str, workload: Workload, device: str, baseline: Executor, rounds: int, benchmark) -> None:
+def test_ours(ours: str, placed: Workload, device: str, baseline: Executor, enough_rounds: int, benchmark) -> None:
     """Seconds of one call of a variant."""
-    with apart(our_call, workload, device, ours) as process:
-        compare(process, baseline, workload, benchmark, rounds)
-        benchmark.extra_info["operators_ms"] = process.submit(operators_ms).result()
+    with apart(warm, our_call, placed, device, ours) as process:
+        compare(process, baseline, placed, benchmark, enough_rounds)
+        benchmark.extra_info["operators_ms"] = ask(process, operators_ms)
 
 
 def test_beside_openvino_int8(
-    ours: str, openvino_graph: Path, workload: Workload, device: str, rounds: int, benchmark
+    ours: str, openvino_graph: Path, placed: Workload, device: str, enough_rounds: int, benchmark
 ) -> None:
     """Seconds of one call of a variant, in turn with OpenVINO's int8, which is the baseline here."""
-    with theirs(workload, openvino_graph, "int8") as baseline, apart(our_call, workload, device, ours) as process:
-        compare(process, baseline, workload, benchmark, rounds)
+    with theirs(placed, openvino_graph, "int8") as baseline, apart(warm, our_call, placed, device, ours) as process:
+        compare(process, baseline, placed, benchmark, enough_rounds)
 
 
 def theirs(workload: Workload, graph: Path, precision: str) -> AbstractContextManager[Executor]:
     if precision == "int8" and importlib.util.find_spec("nncf") is None:
         pytest.skip("OpenVINO's int8 needs nncf; pip install 'optsd[peers]'")
-    return apart(their_call, workload, graph, precision)
+    return apart(warm, their_call, workload, graph, precision)
 
 
 def compare(process: Executor, baseline: Executor, workload: Workload, benchmark, rounds: int) -> None:
     """Time both in turn; the figures go to the benchmark's `extra_info`."""
     if workload.device == "cpu":
-        benchmark.extra_info["added_bytes"] = process.submit(added_bytes).result()
-    before: list[float] = []
-    after: list[float] = []
-    benchmark.pedantic(
-        lambda: after.append(process.submit(call_seconds).result()),
-        setup=lambda: before.append(baseline.submit(call_seconds).result()),
-        rounds=rounds,
+        benchmark.extra_info["added_bytes"] = ask(process, added_bytes)
+    told = in_turn(
+        benchmark,
+        rounds,
+        lambda number: ask(baseline, call_seconds),
+        lambda number: ask(process, call_seconds),
+        unit="s",
+        beside="the baseline",
     )
-    benchmark.extra_info["readings"] = {"baseline": before, "other": after}
-    benchmark.extra_info["seconds"] = median_interval(after)
-    benchmark.extra_info["speedup"] = ratio_interval(before, after)
-    took, speedup = benchmark.extra_info["seconds"], benchmark.extra_info["speedup"]
     added = benchmark.extra_info.get("added_bytes")
-    print(
-        f"{took.value:.3f} s [{took.low:.3f}, {took.high:.3f}], {speedup.value:.2f}x the baseline "
-        f"[{speedup.low:.2f}, {speedup.high:.2f}]" + (f", adds {added / 2**20:.0f} MiB" if added else "")
-    )
+    print(told + (f", adds {added / 2**20:.0f} MiB" if added else ""))
 
 
-@contextmanager
-def apart(make: Callable[..., tuple[Call, "torch.device"]] | None = None, *arguments: Any) -> Iterator[Executor]:
-    """A process of its own, in which `make(*arguments)` has made the call, which has been run once."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        if make:
-            process.submit(prepare, make, *arguments).result()
-        yield process
+# What follows runs in the processes of the subjects.
 
 
-# What follows runs in those processes.
-
-subject: "tuple[Call, torch.device]"
-
-
-def prepare(make: Callable[..., tuple[Call, "torch.device"]], *arguments: Any) -> None:
-    global subject
+def warm(make: Callable[..., Subject], *arguments: Any) -> Subject:
+    """What `make` makes of them, the call run once."""
     subject = make(*arguments)
     subject[0]()
+    return subject
 
 
-def call_seconds() -> float:
+def call_seconds(subject: Subject) -> float:
     return seconds(*subject)
 
 
-def added_bytes() -> int:
+def added_bytes(subject: Subject) -> int:
     reset_peak()
     before = resident_bytes()
     subject[0]()
     return resident_bytes("VmHWM") - before
 
 
-def operators_ms() -> dict[str, float]:
+def operators_ms(subject: Subject) -> dict[str, float]:
     """The milliseconds of the operators that take the most, their own without those inside, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = subject[1].type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiled:
-        call_seconds()
+        call_seconds(subject)
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     # On a GPU an operator has its kernels' time too: the kernels alone are counted.
     seen = [event for event in profiled.key_averages() if (event.device_type.name == "CUDA") == on_gpu]
@@ -183,7 +148,7 @@ def operators_ms() -> dict[str, float]:
     return dict(sorted(times.items(), key=lambda item: -item[1])[:MOST_OPERATORS])
 
 
-def our_call(workload: Workload, device: str, variant: str) -> "tuple[Call, torch.device]":
+def our_call(workload: Workload, device: str, variant: str) -> Subject:
     import torch
 
     from optsd import anatomy, models
@@ -241,7 +206,7 @@ def write_graph(workload: Workload, file: Path) -> None:
     openvino.save_model(graph, file, compress_to_fp16=False)
 
 
-def their_call(workload: Workload, file: Path, precision: str) -> "tuple[Call, torch.device]":
+def their_call(workload: Workload, file: Path, precision: str) -> Subject:
     """A call of the graph in that precision, on as many threads as torch uses."""
     import openvino
     import torch

@@ -45,13 +45,14 @@ MARKERS = {
     "quality": "image quality on the standard prompts",
     "layers": "SD v1.5's layer shapes, one by one, in each kernel",
     "unet": "one UNet call of each variant, beside OpenVINO's",
+    "peers": "whole pictures of each variant, beside OpenVINO's and torch.compile's",
     "energy": "joules an image, where the chip counts them",
     "audit": "what each quality metric says of pictures that are wrong in a known way",
     "against": "this build in turn with another; asked for with --against",
     "estimate": "what could be at best; asked for with --device estimate",
     "claims": "the guide's claims, judged",
 }
-BY_NAME = ("layers", "unet", "energy", "audit")
+BY_NAME = ("layers", "unet", "peers", "energy", "audit")
 """Of benches that measure parts, other programs and the judges, or take long: they run where `-m` names them."""
 NEEDED = ("jinja2", "matplotlib", "pytest_benchmark", "pytest_timeout", "scipy")
 _COLLECTED = pytest.StashKey[dict[pytest.Item, int]]()

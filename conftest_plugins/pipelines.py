@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from optsd.errors import OptsdError, Unsupported
+from optsd.judge.statistics import FEWEST_ROUNDS
 from optsd.measure.pictures import check_pictures
 from optsd.records import Technique, Workload
 from optsd.subjects import Folder
@@ -254,7 +255,7 @@ def baseline(build: Callable[[str], Built]) -> Built:
 
 
 @pytest.fixture(scope="session")
-def invite(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Callable[[str], "Guest"]:
+def invite(pytestconfig: pytest.Config, placed: Workload, progress: Say) -> Callable[[str], "Guest"]:
     """Start a subject's process. One that hung or died is not started again: it would cost the run as long once more.
 
     Skips for a folder of pictures, which has no process.
@@ -272,9 +273,7 @@ def invite(pytestconfig: pytest.Config, workload: Workload, progress: Say) -> Ca
         progress(f"{name}: loading")
         try:
             timeout = pytestconfig.getoption("--subject-timeout")
-            # It may want to load the model, which the records call by a name.
-            place = replace(workload, model=pytestconfig.stash[MODEL])
-            return Guest(subject, place, timeout, broken, pytestconfig.stash[DEVICE])
+            return Guest(subject, placed, timeout, broken, pytestconfig.stash[DEVICE])
         except OptsdError as error:
             broken[name] = error
             raise
@@ -353,8 +352,26 @@ def rounds(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="session")
+def enough_rounds(rounds: int) -> int:
+    """At least so many that an interval of them promises something."""
+    return max(rounds, FEWEST_ROUNDS)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """As torch calls it, with the number of the GPU."""
+    return pytestconfig.stash[DEVICE]
+
+
+@pytest.fixture(scope="session")
 def workload(pytestconfig: pytest.Config) -> Workload:
     return pytestconfig.stash[WORKLOAD]
+
+
+@pytest.fixture(scope="session")
+def placed(pytestconfig: pytest.Config, workload: Workload) -> Workload:
+    """For other processes, which load the model: with its place instead of the name that records have."""
+    return replace(workload, model=pytestconfig.stash[MODEL])
 
 
 def free_memory() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 _OPTIONAL = {
     "bitsandbytes": ("variants int8-bnb and int4-bnb", "pip install 'optsd[peers]'"),
     "torchao": ("variants int8-torchao and int4-torchao", "pip install 'optsd[peers]'"),
-    "openvino": ("OpenVINO in bench/test_unet.py", "pip install 'optsd[peers]'"),
-    "nncf": ("OpenVINO's int8 in bench/test_unet.py", "pip install 'optsd[peers]'"),
+    "openvino": ("OpenVINO in bench/test_unet.py and test_peers.py", "pip install 'optsd[peers]'"),
+    "nncf": ("OpenVINO's int8 in bench/test_unet.py and test_peers.py", "pip install 'optsd[peers]'"),
     "flash_attn": ("flash through the flash-attn package", "on a machine with CUDA: pip install 'optsd[flash-attn]'"),
     "torch_fidelity": ("FID, KID and IS", "pip install 'optsd[bench]'"),
     "lpips": ("LPIPS", "pip install 'optsd[bench]'"),

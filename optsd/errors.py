@@ -12,6 +12,9 @@ class OptsdError(Exception):
         super().__init__(f"{problem}; {remedy}")
         self.problem, self.remedy = problem, remedy
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.problem, self.remedy)  # from a process of its own it comes as it was raised
+
 
 class Unsupported(OptsdError):
     """A technique cannot run on this model, device or with that other technique."""

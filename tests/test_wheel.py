@@ -63,8 +63,8 @@ def test_it_holds_what_it_needs_and_one_name(wheel: Path) -> None:
         assert f"optsd/{name}" in names
     assert not [name for name in names if "__pycache__" in name or "baselines/" in name or name.endswith(".pyc")]
     missing = {file.name for file in (ROOT / "bench").glob("*.py")} - {Path(name).name for name in names}
-    # Parts of this project beside other programs, and what is said of whole machines in this repository.
-    assert missing == {"test_layers.py", "test_unet.py", "gpu.py"}
+    # This project beside other programs, and what is said of whole machines in this repository.
+    assert missing == {"apart.py", "test_layers.py", "test_peers.py", "test_unet.py", "gpu.py"}
 
 
 def test_a_run_that_does_not_ask_is_left_alone(python: Path, tmp_path: Path) -> None:
