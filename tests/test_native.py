@@ -124,8 +124,8 @@ def test_what_does_not_fit_is_refused():
     assert attend(query[:, :, :0], key, key, 1.0).shape == (1, 2, 0, 8)
     picture, ones = torch.ones(1, 6, 2, 2).bfloat16(), torch.ones(6).bfloat16()
     for x, groups, weight in ((picture.float(), 2, ones), (picture, 4, ones), (picture, 2, ones[:5])):
-        with pytest.raises(ValueError, match="group_norm_silu does not fit these: torch"):
-            torch.ops.optsd.group_norm_silu(x, groups, weight, ones, 1e-5)
+        with pytest.raises(ValueError, match="group_norm does not fit these: torch"):
+            torch.ops.optsd.group_norm(x, groups, weight, ones, 1e-5, True)
     for wrong in (torch.ones(2, 3).bfloat16(), torch.ones(2, 4)):
         with pytest.raises(ValueError, match="geglu wants bfloat16 and an even last dimension"):
             torch.ops.optsd.geglu(wrong)
@@ -249,6 +249,62 @@ def test_convolutions_of_every_window(
 
 
 @needs_kernels
+@few
+@given(st.sampled_from([1, 5, 6, 390]), st.sampled_from([8, 2052]), st.sampled_from([(8, 0), (4, 4)]), types, seeds)
+def test_a_layer_may_end_in_geglu(rows, inputs, bits_and_group, dtype, seed):
+    """As the layer and what follows it, in exact numbers, would be; rounded once."""
+    (*parts, _, sums, _), integers = integer_layer(inputs, 256, *bits_and_group, seed)
+    scale, bias = torch.full((256,), 2.0**-14), numbers(256, seed=seed + 1)
+    x = numbers(rows, inputs, seed=seed + 2).to(dtype)
+    out = torch.ops.optsd.quantized_layer(x, *parts, scale, sums, bias, (), None, None, gated=True)
+    activation = schemes.quantize_activation(x, 1, signed=False)
+    exact = (activation.values.double() - activation.zero_point[:, None]) @ integers.double().t()
+    values, gate = (exact * activation.scale[:, None].double() * scale + bias).chunk(2, -1)
+    expected = values * torch.nn.functional.gelu(gate)
+    assert (out.dtype, out.shape) == (dtype, (rows, 128))
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6
+    assert ((out - expected).abs() <= rounding * expected.abs() + 1e-6 * (1 + values.abs())).all()
+
+
+@needs_kernels
+@few
+@given(st.sampled_from([7, 65]), st.sampled_from([(8, 0), (4, 4)]), st.booleans(), types, seeds)
+def test_what_is_added_to_a_layer(outputs, bits_and_group, of_pixels, dtype, seed):
+    """To each pixel its own, or to all of a picture the same; and to rows. The sum is rounded once."""
+
+    def added(x, parts, window, plus):
+        plus = plus.to(dtype)
+        out = torch.ops.optsd.quantized_layer(x, *parts, window, None, None, plus=plus)
+        wanted = torch.ops.optsd.quantized_layer(x.float(), *parts, window, None, None).double() + plus
+        rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6
+        return ((out - wanted).abs() <= rounding * wanted.abs() + 1e-5).all()
+
+    x = numbers(3, 4, 5, 6, seed=seed).to(dtype).contiguous(memory_format=torch.channels_last)
+    plus = numbers(3, outputs, *((5, 6) if of_pixels else (1, 1)), seed=seed + 1)
+    plus = plus.contiguous(memory_format=torch.channels_last) if of_pixels else plus
+    parts, _ = integer_layer(4 * 9, outputs, *bits_and_group, seed)
+    assert added(x, parts, (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 5, 6), plus)
+    parts, _ = integer_layer(4, outputs, *bits_and_group, seed)
+    assert added(x.flatten().view(-1, 4), parts, (), numbers(90, outputs, seed=seed))
+
+
+@needs_kernels
+def test_what_is_added_must_fit():
+    (*parts,), _ = integer_layer(8, 20, 8, 0, seed=0)
+    x, plus = torch.ones(3, 8), torch.ones(3, 20)
+    for wrong in (plus[:2], plus[:, :19], plus.bfloat16(), plus.t().contiguous().t(), torch.ones(1, 20)):
+        with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+            torch.ops.optsd.quantized_layer(x, *parts, (), None, None, plus=wrong)
+    with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+        torch.ops.optsd.quantized_layer(x, *parts, (), None, None, gated=True)
+    picture = torch.ones(1, 8, 2, 2).contiguous(memory_format=torch.channels_last)
+    window = (1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2)
+    for shape in ((1, 20, 1, 2), (1, 19, 1, 1), (2, 20, 1, 1), (1, 20, 2, 2)):  # the last one's channels come first
+        with pytest.raises(ValueError, match="quantized_layer does not fit these: torch"):
+            torch.ops.optsd.quantized_layer(picture, *parts, window, None, None, plus=torch.ones(shape))
+
+
+@needs_kernels
 def test_threads_change_no_integer(threads):
     parts, integers = integer_layer(640, 130, 4, 32, seed=0)
     x = torch.randint(0, 256, (500, 640), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -350,7 +406,7 @@ def test_group_norm_silu(batch, channels_and_groups, size, mean, channels_last, 
     weight, bias = (numbers(channels, seed=seed + i).bfloat16() for i in (1, 2))
     normal = torch.nn.functional.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-5)
     expected = torch.nn.functional.silu(normal)
-    out = torch.ops.optsd.group_norm_silu(x, groups, weight, bias, 1e-5)
+    out = torch.ops.optsd.group_norm(x, groups, weight, bias, 1e-5, True)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert ((out - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * (1 + normal.abs())).all()
 
@@ -360,10 +416,10 @@ def test_group_norm_over_several_threads(threads):
     x = numbers(1, 40, 30, 30, seed=0).bfloat16().contiguous(memory_format=torch.channels_last)
     ones = torch.ones(40).bfloat16()
     expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x.double(), 4, ones.double()))
-    out = torch.ops.optsd.group_norm_silu(x, 4, ones, ones * 0, 1e-5)
+    out = torch.ops.optsd.group_norm(x, 4, ones, ones * 0, 1e-5, True)
     assert (out - expected).abs().max() <= 2**-8 * expected.abs().max()
     x[0, 0, 0, 0] = torch.nan
-    is_nan = torch.ops.optsd.group_norm_silu(x, 4, ones, ones, 1e-5).isnan()
+    is_nan = torch.ops.optsd.group_norm(x, 4, ones, ones, 1e-5, True).isnan()
     assert is_nan[0, :10].all()
     assert not is_nan[0, 10:].any()
 

@@ -288,21 +288,23 @@ def _geglu(x: Tensor) -> Tensor:
 
 
 @_operator(
-    "group_norm_silu(Tensor x, int groups, Tensor weight, Tensor bias, float eps) -> Tensor",
+    "group_norm(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu) -> Tensor",
     lambda x, *_: torch.empty_like(x),
 )
-def _group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """silu(group_norm(x)) of bfloat16, batch × channels × height × width, which comes out channels last."""
+def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """group_norm(x), or SiLU of it; bfloat16, batch × channels × height × width, which comes out channels last."""
     batch, channels, height, width = x.shape
     given = ((x, x.shape), (weight, (channels,)), (bias, (channels,)))
     if channels % groups or any(each.dtype != torch.bfloat16 or each.shape != shape for each, shape in given):
         shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each, _ in given)
-        raise ValueError(f"group_norm_silu does not fit these: {shapes}, {groups} groups")
+        raise ValueError(f"group_norm does not fit these: {shapes}, {groups} groups")
     x, weight, bias = x.contiguous(memory_format=torch.channels_last), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
+    if not out.numel():
+        return out
     sizes = (batch, height * width, channels, groups)
     addresses, threads = (weight.data_ptr(), bias.data_ptr()), torch.get_num_threads()
-    _library().optsd_group_norm_silu(x.data_ptr(), *sizes, *addresses, eps, threads, out.data_ptr())
+    _library().optsd_group_norm(x.data_ptr(), *sizes, *addresses, eps, silu, threads, out.data_ptr())
     return out
 
 
@@ -352,7 +354,7 @@ def _no_backward(*_: Any) -> None:
     raise Unsupported("the CPU's own kernels have no backward pass", "train with sdpa, and without quantization")
 
 
-for _name in ("geglu", "group_norm_silu", "flash_attention", "sage_attention"):
+for _name in ("geglu", "group_norm", "flash_attention", "sage_attention"):
     torch.library.register_autograd(f"optsd::{_name}", _no_backward, lib=_OPERATORS)
 
 
@@ -388,7 +390,7 @@ def _library() -> ctypes.CDLL:
         "optsd_quantize": [address, flag, count, count, flag, threads, *[address] * 4],
         "optsd_layer": [address, flag, *[address] * 9, flag, address, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
-        "optsd_group_norm_silu": [address, *[count] * 4, address, address, number, threads, address],
+        "optsd_group_norm": [address, *[count] * 4, address, address, number, flag, threads, address],
         "optsd_attention": [*[address] * 10, flag, flag, address, number, threads],
     }
     for name, types in arguments.items():

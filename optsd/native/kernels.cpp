@@ -291,10 +291,11 @@ struct Window {
 // For each place in the window, and for each pixel of the result, its line of channels; past the border, the picture's
 // in `borders`. Up to `step` pixels there is something to read.
 Buffer<const uint32_t*> find_lines(const Pictures& pictures, const Window& window, const Integers::Value* borders,
-                                   int64_t step) {
+                                   int64_t step, int threads) {
     const int64_t pixels = pictures.count * window.out_height * window.out_width;
     auto lines = allocate<const uint32_t*>(window.rows * window.columns * step);
     const auto words = [](const Integers::Value* line) { return reinterpret_cast<const uint32_t*>(line); };
+#pragma omp parallel for num_threads(threads_for(window.rows * window.columns * pixels, threads))
     for (int64_t place = 0; place < window.rows * window.columns; place++) {
         const uint32_t** line = lines.get() + place * step;
         std::fill(line + pixels, line + step, words(pictures.numbers));
@@ -395,7 +396,7 @@ void convolve(const Pictures& pictures, const Window& window, const Weights& wei
         for (int64_t i = 0; i < pictures.count; i++)
             std::fill_n(borders.get() + i * channels, channels, static_cast<Integers::Value>(scales.zero_point[i]));
     const int64_t step = round_up(pixels, 2);
-    const auto lines = find_lines(pictures, window, borders.get(), step);
+    const auto lines = find_lines(pictures, window, borders.get(), step, threads);
 
     // A block of weights is that of several places, or of a part of the channels of one.
     const int64_t block_places = std::max<int64_t>(1, BLOCK / channels);
@@ -451,49 +452,98 @@ void convolve(const Pictures& pictures, const Window& window, const Weights& wei
 
 // ----------------------------------------------------------------------------------------------- group normalization
 
-// One image's channels from `from` to `to`, whole groups, of pixels × channels numbers.
+constexpr int64_t CHUNK = 256;  // pixels whose sums are added by themselves: in the same order whatever the batch
+
+// Of each channel of `pixels` × `channels` numbers, less those `around` it: the sum, and after all sums that of squares.
 template <typename Type>
-void normalize_groups(const typename Type::Value* x, int64_t pixels, int64_t channels, int64_t from, int64_t to,
-                      int64_t size, const typename Type::Value* weight, const typename Type::Value* bias, float eps,
-                      typename Type::Value* out) {
-    const int64_t width = round_up(to - from, LANES);
-    const auto means = allocate<float>(width), sums = allocate<float>(width);
-    // f(value, place in the line, lanes) for each number
-    const auto each = [&](const auto& f) {
-        for (int64_t pixel = 0; pixel < pixels; pixel++)
-            for (int64_t i = 0; i < to - from; i += LANES) {
-                const Lanes lanes = first(std::min(to - from - i, LANES));
-                f(Type::load(lanes, x + pixel * channels + from + i), pixel, i, lanes);
+void add_up(const typename Type::Value* x, int64_t pixels, int64_t channels, const float* around, int64_t width,
+            float* sums) {
+    std::fill_n(sums, 2 * width, 0.0f);
+    const auto add = [&](int64_t pixel, auto rows) {
+        for (int64_t i = 0; i < channels; i += LANES) {
+            const Lanes lanes = first(std::min(channels - i, LANES));
+            const Floats middle = load(around + i);
+            Floats sum = load(sums + i), square = load(sums + width + i);
+            for (int64_t row = 0; row < rows; row++) {
+                const Floats apart = Type::load(lanes, x + (pixel + row) * channels + i) - middle;
+                sum = sum + apart, square = multiply_add(apart, apart, square);
             }
-    };
-    // each channel gets the mean of its group's sums
-    const auto average = [&](float* result) {
-        for (int64_t group = 0; group < to - from; group += size) {
-            double total = 0;
-            for (int64_t i = 0; i < size; i++) total += sums[group + i];
-            std::fill_n(result + group, size, float(total / (pixels * size)));
+            store(sums + i, sum), store(sums + width + i, square);
         }
     };
-    std::fill_n(sums.get(), width, 0.0f);
-    each([&](Floats value, int64_t, int64_t i, Lanes) { store(sums.get() + i, load(sums.get() + i) + value); });
-    average(means.get());
-    std::fill_n(sums.get(), width, 0.0f);
-    each([&](Floats value, int64_t, int64_t i, Lanes) {
-        const Floats from_mean = value - load(means.get() + i);
-        store(sums.get() + i, multiply_add(from_mean, from_mean, load(sums.get() + i)));
-    });
-    average(sums.get());
-    // from here on: x · sums + means
-    for (int64_t i = 0; i < to - from; i += LANES) {
-        const Lanes lanes = first(std::min(to - from - i, LANES));
-        const Floats factor = Type::load(lanes, weight + from + i) / square_root(load(sums.get() + i) + everywhere(eps));
-        store(means.get() + i, multiply_add(-load(means.get() + i), factor, Type::load(lanes, bias + from + i)));
-        store(sums.get() + i, factor);
+    int64_t pixel = 0;
+    for (; pixel + 8 <= pixels; pixel += 8) add(pixel, std::integral_constant<int64_t, 8>());
+    for (; pixel < pixels; pixel++) add(pixel, std::integral_constant<int64_t, 1>());
+}
+
+// From the sums of all chunks: what each channel is multiplied with, and what is then added, `width` numbers later.
+template <typename Type>
+void scale_groups(const float* sums, int64_t chunks, int64_t pixels, int64_t channels, int64_t size,
+                  const float* around, int64_t width, const typename Type::Value* weight,
+                  const typename Type::Value* bias, float eps, float* scales) {
+    const auto means = allocate<double>(size), squares = allocate<double>(size);
+    for (int64_t group = 0; group < channels; group += size) {
+        double mean = 0, square = 0;
+        for (int64_t i = 0; i < size; i++) {
+            const float* of_channel = sums + group + i;
+            means[i] = squares[i] = 0;
+            for (int64_t chunk = 0; chunk < chunks; chunk++, of_channel += 2 * width)
+                means[i] += of_channel[0], squares[i] += of_channel[width];
+            squares[i] -= means[i] * means[i] / pixels;  // about the channel's own mean
+            means[i] = means[i] / pixels + around[group + i];
+            mean += means[i] / size;
+        }
+        for (int64_t i = 0; i < size; i++)
+            square += squares[i] + pixels * (means[i] - mean) * (means[i] - mean);
+        std::fill_n(scales + group, size, float(mean));
+        std::fill_n(scales + width + group, size, float(square / (pixels * size)));
     }
-    each([&](Floats value, int64_t pixel, int64_t i, Lanes lanes) {
-        const Floats normal = multiply_add(value, load(sums.get() + i), load(means.get() + i));
-        Type::store(out + pixel * channels + from + i, lanes, silu(normal));
-    });
+    for (int64_t i = 0; i < channels; i += LANES) {
+        const Lanes lanes = first(std::min(channels - i, LANES));
+        const Floats spread = square_root(load(scales + width + i) + everywhere(eps));
+        const Floats factor = Type::load(lanes, weight + i) / spread;
+        store(scales + width + i, multiply_add(-load(scales + i), factor, Type::load(lanes, bias + i)));
+        store(scales + i, factor);
+    }
+}
+
+// The group normalization of batch × pixels × channels numbers, with SiLU or without.
+template <typename Type>
+void normalize_groups(const typename Type::Value* x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
+                      const typename Type::Value* weight, const typename Type::Value* bias, float eps, bool with_silu,
+                      int threads, typename Type::Value* out) {
+    threads = threads_for(batch * pixels * channels, threads);
+    const int64_t width = round_up(channels, LANES), chunks = (pixels + CHUNK - 1) / CHUNK;
+    const auto sums = allocate<float>(batch * chunks * 2 * width), around = allocate<float>(batch * width);
+    const auto scales = allocate<float>(batch * 2 * width);
+    // each pixel of a channel differs little from its first one, whatever the channel's mean is
+    for (int64_t image = 0; image < batch; image++)
+        for (int64_t i = 0; i < channels; i += LANES)
+            store(around.get() + image * width + i,
+                  Type::load(first(std::min(channels - i, LANES)), x + image * pixels * channels + i));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t item = 0; item < batch * chunks; item++) {
+            const int64_t image = item / chunks, pixel = item % chunks * CHUNK;
+            add_up<Type>(x + (image * pixels + pixel) * channels, std::min(CHUNK, pixels - pixel), channels,
+                         around.get() + image * width, width, sums.get() + item * 2 * width);
+        }
+#pragma omp for
+        for (int64_t image = 0; image < batch; image++)
+            scale_groups<Type>(sums.get() + image * chunks * 2 * width, chunks, pixels, channels, channels / groups,
+                               around.get() + image * width, width, weight, bias, eps, scales.get() + image * 2 * width);
+#pragma omp for
+        for (int64_t pixel = 0; pixel < batch * pixels; pixel++) {
+            const float* factor = scales.get() + pixel / pixels * 2 * width;
+            for (int64_t i = 0; i < channels; i += LANES) {
+                const Lanes lanes = first(std::min(channels - i, LANES));
+                const Floats value = Type::load(lanes, x + pixel * channels + i);
+                const Floats normal = multiply_add(value, load(factor + i), load(factor + width + i));
+                Type::store(out + pixel * channels + i, lanes, with_silu ? silu(normal) : normal);
+            }
+        }
+    }
 }
 
 // --------------------------------------------------------------------------------------------------------- attention
@@ -875,17 +925,11 @@ void optsd_geglu(const uint16_t* x, int64_t rows, int64_t width, int threads, ui
         }
 }
 
-// SiLU of the group normalization of batch × pixels × channels bfloat16 numbers.
-void optsd_group_norm_silu(const uint16_t* x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
-                           const uint16_t* weight, const uint16_t* bias, float eps, int threads, uint16_t* out) {
-    const int64_t size = channels / groups, shares = std::min<int64_t>(groups, (threads + batch - 1) / batch);
-    const int64_t share = (groups + shares - 1) / shares * size;
-#pragma omp parallel for num_threads(threads_for(batch * pixels * channels, threads))
-    for (int64_t item = 0; item < batch * shares; item++) {
-        const int64_t image = item / shares * pixels * channels, from = std::min(channels, item % shares * share);
-        normalize_groups<BFloat16>(x + image, pixels, channels, from, std::min(channels, from + share), size, weight,
-                                   bias, eps, out + image);
-    }
+// The group normalization of batch × pixels × channels bfloat16 numbers, and SiLU of it or not.
+void optsd_group_norm(const uint16_t* x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
+                      const uint16_t* weight, const uint16_t* bias, float eps, int with_silu, int threads,
+                      uint16_t* out) {
+    normalize_groups<BFloat16>(x, batch, pixels, channels, groups, weight, bias, eps, with_silu, threads, out);
 }
 
 // softmax(scale · Q Kᵀ + mask) V of float32 or bfloat16, with float32 sums; Q Kᵀ of their INT8 integers with `is_int8`.

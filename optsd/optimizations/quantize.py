@@ -13,7 +13,14 @@ from optsd.errors import BadInput, Unsupported
 from optsd.patching import Change, Patch, Pipeline, Stage
 from optsd.quantization import kernels
 from optsd.quantization import rules as by_layer
-from optsd.quantization.boundary import FUSED, compute_in_bfloat16, fuse_on_gpu, suits_bfloat16, type_inside
+from optsd.quantization.boundary import (
+    FUSED,
+    compute_in_bfloat16,
+    drawing_part,
+    fuse_on_gpu,
+    suits_bfloat16,
+    type_inside,
+)
 from optsd.quantization.convert import KEPT, Conversion, check_convertible, check_finite, check_rules, convert
 from optsd.quantization.layers import QLinear, QuantizedLayer
 from optsd.quantization.rules import BITS, Rule
@@ -78,8 +85,10 @@ class Quantize:
             done.append(convert(module, bits, self.group_size, keep, self.kernel, name, rules))
         changes: list[Change] = [*done]
         module = anatomy.denoiser(pipe)
-        if self.between == "auto" and module in modules.values() and suits_bfloat16(module):
-            changes.append(compute_in_bfloat16(module))
+        for component in (module, anatomy.decoder(pipe)):
+            part = drawing_part(component)
+            if self.between == "auto" and component in modules.values() and suits_bfloat16(part):
+                changes.append(compute_in_bfloat16(part))
         if module in modules.values():
             fuse_on_gpu(module)
         touched = tuple(layer for conversion in done for layer in conversion.converted)

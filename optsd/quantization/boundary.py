@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.modeling_utils import get_parameter_dtype
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ def suits_bfloat16(module: nn.Module) -> bool:
         parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in module.parameters()
     )
     return is_float32_on_cpu and has_bfloat16()
+
+
+def drawing_part(component: Any) -> Any:
+    """Of what encodes pictures too, as a VAE does, the decoder; else all of it."""
+    return component.decoder if hasattr(component, "encoder") and hasattr(component, "decoder") else component
 
 
 def compute_in_bfloat16(module: nn.Module) -> Interposed:
@@ -90,17 +96,20 @@ class FusedResnetBlock(ResnetBlock2D):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         is_plain = (
-            (self.upsample, self.downsample, self.time_embedding_norm) == (None, None, "default")
-            and temb is not None
-            and self.time_emb_proj is not None
+            (self.upsample, self.downsample) == (None, None)
+            and (temb is None) == (self.time_emb_proj is None)  # a decoder knows of no time
+            and self.time_embedding_norm in ("default", *(["group"] if temb is None else []))
             and all(_is_plain(norm, input_tensor) for norm in (self.norm1, self.norm2))
             and type(self.nonlinearity) is nn.SiLU
         )
         if not is_plain or not are_served(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        activated = temb if self.skip_time_act else self.nonlinearity(temb)
-        time = self.time_emb_proj(activated)[:, :, None, None]
-        hidden_states = _plus(self.conv1, _normalized(self.norm1, input_tensor), time)
+        hidden_states = _normalized(self.norm1, input_tensor)
+        if temb is None or self.time_emb_proj is None:
+            hidden_states = self.conv1(hidden_states)
+        else:
+            activated = temb if self.skip_time_act else self.nonlinearity(temb)
+            hidden_states = _plus(self.conv1, hidden_states, self.time_emb_proj(activated)[:, :, None, None])
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         hidden_states = _plus(self.conv2, self.dropout(_normalized(self.norm2, hidden_states)), shortcut)
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
@@ -122,10 +131,10 @@ def _is_plain(norm: nn.Module, x: Tensor) -> bool:
     return type(norm) is nn.GroupNorm and norm.affine and norm.weight.device == x.device
 
 
-def _normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def _normalized(norm: nn.GroupNorm, x: Tensor, silu: bool = True) -> Tensor:
     if x.device.type != "cpu":
-        return between.group_norm(x, norm, silu=True)
-    return torch.ops.optsd.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return between.group_norm(x, norm, silu)
+    return torch.ops.optsd.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu)
 
 
 class FusedTransformer(Transformer2DModel):
@@ -133,8 +142,8 @@ class FusedTransformer(Transformer2DModel):
 
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
         batch, _, height, width = hidden_states.shape
-        if hidden_states.device.type != "cpu" and _is_plain(self.norm, hidden_states) and are_served(hidden_states):
-            hidden_states = between.group_norm(hidden_states, self.norm, silu=False)
+        if _is_plain(self.norm, hidden_states) and are_served(hidden_states):
+            hidden_states = _normalized(self.norm, hidden_states, silu=False)
         else:
             hidden_states = self.norm(hidden_states)
         if not self.use_linear_projection:
@@ -182,6 +191,8 @@ class Boundary:
             *(self._entering(name, value, inside) for name, value in zip(names, args, strict=False)),
             **{name: self._entering(name, value, inside) for name, value in kwargs.items()},
         )
+        if isinstance(output, Tensor):
+            return cast(output, sample.dtype)
         if isinstance(output, tuple):
             return tuple(cast(part, sample.dtype) for part in output)
         output.sample = cast(output.sample, sample.dtype)
@@ -210,7 +221,7 @@ class Boundary:
 
 def type_inside(denoiser: Any) -> torch.dtype:
     """The type that a denoiser computes in: that of its plain parameters, or that which they are cast to."""
-    return denoiser.dtype
+    return get_parameter_dtype(denoiser)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -19,7 +19,7 @@ from optsd.errors import BadInput, NotFound
 from optsd.files import write_atomically
 from optsd.patching import Pipeline
 from optsd.quantization import INDEX, WEIGHTS
-from optsd.quantization.boundary import boundary_of, compute_in_bfloat16, fuse_on_gpu
+from optsd.quantization.boundary import boundary_of, compute_in_bfloat16, drawing_part, fuse_on_gpu
 from optsd.quantization.convert import keep_others_right, keep_pictures_apart
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.quantization.schemes import Int4Weight, Int8Weight
@@ -91,7 +91,7 @@ def _save_component(component: Any, folder: Path) -> dict[str, Any]:
         "library": library,
         "class": type(component).__name__,
         "sha256": _sha256(file),
-        "casts": boundary_of(component) is not None,
+        "casts": boundary_of(drawing_part(component)) is not None,
         "layers": layers,
     }
 
@@ -120,7 +120,7 @@ def _load_component(folder: Path, row: dict[str, Any]) -> nn.Module:
             raise BadInput(f"{file} does not fit its configuration: {name} is {problem}", REMEDY)
     component.load_state_dict(tensors, strict=False, assign=True)
     if row["casts"]:
-        compute_in_bfloat16(component)
+        compute_in_bfloat16(drawing_part(component))
     keep_pictures_apart(component)
     keep_others_right(component)
     return component.eval()

@@ -95,7 +95,9 @@ def test_the_native_kernels_run_and_change_the_images_little(
     assert "optsd::geglu" not in calls  # it is computed as the layer before it is
     assert "aten::gelu" not in calls
     blocks = sum(isinstance(module, ResnetBlock2D) for module in fused.modules())
-    assert calls.get("optsd::group_norm_silu", 0) == (0 if "resnet_time_scale_shift" in options else 2 * blocks)
+    transformers = sum(isinstance(module, Transformer2DModel) for module in fused.modules())
+    in_blocks = 0 if "resnet_time_scale_shift" in options else 2 * blocks
+    assert calls["optsd::group_norm"] == in_blocks + transformers
     assert calls["optsd::flash_attention"] == sum(isinstance(module, Attention) for module in fused.modules())
     multiplied_by = kernels.choose(torch.device("cpu"), bits=technique.bits).name  # int_mm where the CPU has AMX
     monkeypatch.setattr(native, "refusal", lambda: "there is no C++ compiler")
