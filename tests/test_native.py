@@ -424,6 +424,32 @@ def test_group_norm_over_several_threads(threads):
     assert not is_nan[0, 10:].any()
 
 
+@needs_kernels
+@few
+@given(st.sampled_from([1, 7, 60]), st.sampled_from([1, 15, 16, 17, 320]), st.sampled_from([0, 1, 1000]), seeds)
+def test_add_layer_norm(rows, width, mean, seed):
+    """The sum is rounded, and what is normalized is what it is rounded to."""
+    x, plus = (numbers(rows, width, seed=seed + i).bfloat16() for i in (0, 1))
+    x = x + mean
+    weight, bias = (numbers(width, seed=seed + i).bfloat16() for i in (2, 3))
+    sums, out = torch.ops.optsd.add_layer_norm(x, plus, weight, bias, 1e-5)
+    assert torch.equal(sums, x + plus)
+    expected = torch.nn.functional.layer_norm(sums.double(), (width,), weight.double(), bias.double(), 1e-5)
+    assert ((out - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * (1 + (expected - bias).abs())).all()
+
+
+@needs_kernels
+def test_add_layer_norm_passes_on_what_is_broken_and_refuses_what_does_not_fit(threads):
+    x, ones = torch.zeros(3, 20).bfloat16(), torch.ones(20).bfloat16()
+    x[1, 3] = torch.nan
+    sums, out = torch.ops.optsd.add_layer_norm(x, torch.ones_like(x), ones, ones, 1e-5)
+    assert sums.isnan().sum() == 1
+    assert out.isnan().all(1).tolist() == [False, True, False]
+    for wrong in ((x[:2], ones, ones), (x.float(), ones, ones), (x, ones[:19], ones), (x, ones, ones.float())):
+        with pytest.raises(ValueError, match="add_layer_norm does not fit these: torch"):
+            torch.ops.optsd.add_layer_norm(x, *wrong, 1e-5)
+
+
 def test_what_they_do_not_serve():
     assert not native.serves(torch.ones(4, dtype=torch.float16))
     assert not native.serves(torch.ones(4, 6)[:, ::2])

@@ -79,7 +79,7 @@ def _quantized_layer(x: Tensor, *parts: Any, out: Tensor, **end: Any) -> tuple[s
     return "linear", "int8", 2.0 * out.numel() * inputs * (2 if end.get("gated") else 1)
 
 
-@rule("optsd::quantize", "optsd::geglu", "optsd::group_norm")
+@rule("optsd::quantize", "optsd::geglu", "optsd::group_norm", "optsd::add_layer_norm")
 @rule("optsd::channel_moments", "optsd::group_scales", "optsd::scaled")
 @rule("optsd::int8_rows", "optsd::int8_ranges", "optsd::int8_pictures", "optsd::int4_integers")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:

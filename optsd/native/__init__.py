@@ -308,6 +308,25 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
     return out
 
 
+@_operator(
+    "add_layer_norm(Tensor x, Tensor plus, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+    lambda x, *_: (torch.empty_like(x), torch.empty_like(x)),
+)
+def _add_layer_norm(x: Tensor, plus: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + plus of bfloat16, … × width, and the layer normalization of that."""
+    width = x.shape[-1]
+    given = ((plus, x.shape), (weight, (width,)), (bias, (width,)))
+    if any(each.dtype != torch.bfloat16 or each.shape != shape for each, shape in ((x, x.shape), *given)):
+        shapes = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in (x, plus, weight, bias))
+        raise ValueError(f"add_layer_norm does not fit these: {shapes}")
+    x, plus, weight, bias = (each.contiguous() for each in (x, plus, weight, bias))
+    sums, out = torch.empty_like(x), torch.empty_like(x)
+    sizes, addresses = (x.numel() // max(width, 1), width), (weight.data_ptr(), bias.data_ptr())
+    results, threads = (sums.data_ptr(), out.data_ptr()), torch.get_num_threads()
+    _library().optsd_add_layer_norm(x.data_ptr(), plus.data_ptr(), *sizes, *addresses, eps, threads, *results)
+    return sums, out
+
+
 def _empty_attention(query: Tensor, *_: Any) -> Tensor:
     # heads side by side in memory, as the projection after them reads them
     return query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
@@ -354,7 +373,7 @@ def _no_backward(*_: Any) -> None:
     raise Unsupported("the CPU's own kernels have no backward pass", "train with sdpa, and without quantization")
 
 
-for _name in ("geglu", "group_norm", "flash_attention", "sage_attention"):
+for _name in ("geglu", "group_norm", "add_layer_norm", "flash_attention", "sage_attention"):
     torch.library.register_autograd(f"optsd::{_name}", _no_backward, lib=_OPERATORS)
 
 
@@ -391,6 +410,7 @@ def _library() -> ctypes.CDLL:
         "optsd_layer": [address, flag, *[address] * 9, flag, address, threads, address, address],
         "optsd_geglu": [address, count, count, threads, address],
         "optsd_group_norm": [address, *[count] * 4, address, address, number, flag, threads, address],
+        "optsd_add_layer_norm": [address, address, count, count, address, address, number, threads, address, address],
         "optsd_attention": [*[address] * 10, flag, flag, address, number, threads],
     }
     for name, types in arguments.items():

@@ -546,6 +546,37 @@ void normalize_groups(const typename Type::Value* x, int64_t batch, int64_t pixe
     }
 }
 
+// The layer normalization of rows of `width` numbers: of x + plus, which goes to `sums`.
+template <typename Type>
+void normalize_rows(const typename Type::Value* x, const typename Type::Value* plus, int64_t rows, int64_t width,
+                    const typename Type::Value* weight, const typename Type::Value* bias, float eps, int threads,
+                    typename Type::Value* sums, typename Type::Value* out) {
+    const auto each = [width](const auto& f) {
+        for (int64_t i = 0; i < width; i += LANES) f(i, first(std::min(width - i, LANES)));
+    };
+#pragma omp parallel for num_threads(threads_for(rows * width, threads))
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = row * width;
+        Floats total = everywhere(0.0f), square = everywhere(0.0f);
+        each([&](int64_t i, Lanes lanes) {
+            Type::store(sums + at + i, lanes, Type::load(lanes, x + at + i) + Type::load(lanes, plus + at + i));
+            total = total + Type::load(lanes, sums + at + i);
+        });
+        alignas(64) float means[LANES];
+        store(means, everywhere(total_of(total) / width));
+        each([&](int64_t i, Lanes lanes) {  // beyond the last number both are 0
+            const Floats apart = Type::load(lanes, sums + at + i) - load(lanes, means);
+            square = multiply_add(apart, apart, square);
+        });
+        const Floats spread = square_root(everywhere(total_of(square) / width + eps));
+        each([&](int64_t i, Lanes lanes) {
+            const Floats normal = (Type::load(lanes, sums + at + i) - load(means)) / spread;
+            Type::store(out + at + i, lanes,
+                        multiply_add(normal, Type::load(lanes, weight + i), Type::load(lanes, bias + i)));
+        });
+    }
+}
+
 // --------------------------------------------------------------------------------------------------------- attention
 
 constexpr int64_t QUERIES = 8 * ROWS;  // of one tile of scores
@@ -930,6 +961,12 @@ void optsd_group_norm(const uint16_t* x, int64_t batch, int64_t pixels, int64_t 
                       const uint16_t* weight, const uint16_t* bias, float eps, int with_silu, int threads,
                       uint16_t* out) {
     normalize_groups<BFloat16>(x, batch, pixels, channels, groups, weight, bias, eps, with_silu, threads, out);
+}
+
+// rows × width of bfloat16 numbers, `plus` as many, to `sums`; and the layer normalization of those to `out`.
+void optsd_add_layer_norm(const uint16_t* x, const uint16_t* plus, int64_t rows, int64_t width, const uint16_t* weight,
+                          const uint16_t* bias, float eps, int threads, uint16_t* sums, uint16_t* out) {
+    normalize_rows<BFloat16>(x, plus, rows, width, weight, bias, eps, threads, sums, out);
 }
 
 // softmax(scale · Q Kᵀ + mask) V of float32 or bfloat16, with float32 sums; Q Kᵀ of their INT8 integers with `is_int8`.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.modeling_utils import get_parameter_dtype
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -115,20 +116,66 @@ class FusedResnetBlock(ResnetBlock2D):
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
 
 
+class FusedTransformerBlock(BasicTransformerBlock):
+    """diffusers' BasicTransformerBlock; a sum is computed as the normalization after it or the product before it is."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Any = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        is_plain = (
+            (self.norm_type, self.pos_embed, self._chunk_size) == ("layer_norm", None, None)
+            and not cross_attention_kwargs
+            and hidden_states.device.type == "cpu"
+            and are_served(hidden_states)
+            and all(_is_bare(norm, nn.LayerNorm) and norm.bias is not None for norm in (self.norm2, self.norm3))
+            and all(norm.weight.device == hidden_states.device for norm in (self.norm2, self.norm3))
+            and [*map(type, self.ff.net)][1:] == [nn.Dropout, type(self.ff.net[-1])]
+            and _is_bare(self.ff, FeedForward)
+        )
+        if not is_plain or self.attn2 is None:
+            inputs = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs)
+            return super().forward(hidden_states, *inputs, *args, **kwargs)
+        text = encoder_hidden_states if self.only_cross_attention else None
+        attended = self.attn1(self.norm1(hidden_states), encoder_hidden_states=text, attention_mask=attention_mask)
+        hidden_states, normal = _added(self.norm2, attended, hidden_states)
+        attended = self.attn2(
+            normal, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
+        )
+        hidden_states, normal = _added(self.norm3, attended, hidden_states)
+        into, dropout, out = self.ff.net
+        return _plus(out, dropout(into(normal)), hidden_states)
+
+
+def _added(norm: nn.LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.optsd.add_layer_norm(x, added, norm.weight, norm.bias, norm.eps)
+
+
+def _is_bare(module: Any, *kinds: type) -> bool:
+    """Whether it is of these classes itself, and nobody stands before or after its calls: no wrapper, no hook."""
+    return any(type(module) is kind for kind in kinds) and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 def has_end(layer: Any) -> bool:
-    """Whether its kernel does what follows it in the same pass, and nobody stands between: no wrapper, no hook."""
-    is_bare = type(layer) in (QLinear, QConv2d) and not parts(layer)
-    return is_bare and layer.kernel.ends and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether it is a quantized layer whose kernel does what follows it in the same pass."""
+    return _is_bare(layer, QLinear, QConv2d) and layer.kernel.ends
 
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor) -> Tensor:
-    """layer(x) + added: batch × channels × height × width, or × 1 × 1."""
+    """layer(x) + added; what is added to pictures may be batch × channels × 1 × 1."""
     return layer(x, plus=added) if has_end(layer) else layer(x).add_(added)
 
 
-def _is_plain(norm: nn.Module, x: Tensor) -> bool:
+def _is_plain(norm: Any, x: Tensor) -> bool:
     # weights that are offloaded lie elsewhere until the norm itself is called
-    return type(norm) is nn.GroupNorm and norm.affine and norm.weight.device == x.device
+    return _is_bare(norm, nn.GroupNorm) and norm.affine and norm.weight.device == x.device
 
 
 def _normalized(norm: nn.GroupNorm, x: Tensor, silu: bool = True) -> Tensor:
@@ -165,6 +212,7 @@ FUSED: dict[type, type] = {
     GEGLU: FusedGEGLU,
     ResnetBlock2D: FusedResnetBlock,
     Transformer2DModel: FusedTransformer,
+    BasicTransformerBlock: FusedTransformerBlock,
 }
 
 

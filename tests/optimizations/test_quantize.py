@@ -11,6 +11,7 @@ import pytest
 import small_pipelines
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -25,7 +26,7 @@ from optsd.quantization.convert import KEPT
 from optsd.quantization.layers import QConv2d, QLinear, QuantizedLayer
 from optsd.variants import parse
 
-BLOCKS = (GEGLU, ResnetBlock2D, Transformer2DModel)
+BLOCKS = (GEGLU, ResnetBlock2D, Transformer2DModel, BasicTransformerBlock)
 both = pytest.mark.parametrize("technique", [Int8(), Int4()], ids=["int8", "int4"])
 
 

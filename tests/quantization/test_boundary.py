@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -64,8 +65,33 @@ def test_transformers(linear) -> None:
     torch.manual_seed(0)
     block = Transformer2DModel(2, 8, 16, norm_num_groups=4, use_linear_projection=linear).eval()
     x = torch.randn(2, 16, 6, 5).bfloat16().float()
-    # its GEGLU is diffusers' own here
+    # its GEGLU and its block are diffusers' own here
     agree(block, x, operators={"optsd::group_norm": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({}, 2),
+        ({"attention_bias": True}, 2),
+        ({"only_cross_attention": True}, 2),
+        ({"final_dropout": True}, 0),
+        ({"norm_elementwise_affine": False}, 0),
+        ({"attention_type": "gated"}, 2),  # as long as nothing is given to GLIGEN
+        ({"positional_embeddings": "sinusoidal", "num_positional_embeddings": 7}, 0),
+        ({"chunked": True}, 0),
+    ],
+    ids=str,
+)
+def test_transformer_blocks(options, calls) -> None:
+    torch.manual_seed(0)
+    options = {"cross_attention_dim": 12, "activation_fn": "geglu"} | options
+    chunked = options.pop("chunked", False)
+    block = BasicTransformerBlock(16, 2, 8, **options).eval()
+    if chunked:
+        block.set_chunk_feed_forward(7, 1)
+    x, text = torch.randn(2, 7, 16).bfloat16().float(), torch.randn(2, 5, 12).bfloat16().float()
+    agree(block, x, None, text, operators={"optsd::add_layer_norm": calls} if calls else {})
 
 
 def test_geglu() -> None:
@@ -81,10 +107,19 @@ def test_geglu() -> None:
         (lambda: ResnetBlock2D(in_channels=16, out_channels=24, temb_channels=None, groups=4), [(2, 16, 6, 6), None]),
         (lambda: Transformer2DModel(2, 8, 16, norm_num_groups=4), [(2, 16, 6, 5)]),
         (lambda: Transformer2DModel(2, 8, 16, norm_num_groups=4, use_linear_projection=True), [(2, 16, 6, 5)]),
+        (lambda: BasicTransformerBlock(16, 2, 8, cross_attention_dim=16), [(2, 7, 16)]),
         (lambda: GEGLU(16, 64), [(2, 7, 16)]),
         (lambda: GEGLU(16, 20), [(2, 7, 16)]),  # not so wide that the layer could end in it
     ],
-    ids=["residual block", "decoder's block", "transformer", "linear projections", "GEGLU", "narrow GEGLU"],
+    ids=[
+        "residual block",
+        "decoder's block",
+        "transformer",
+        "linear projections",
+        "transformer's block",
+        "GEGLU",
+        "narrow GEGLU",
+    ],
 )
 def test_what_follows_a_quantized_layer_is_computed_with_it(make, shapes, bits) -> None:
     """The same but for what is no longer rounded between; and not where somebody wants to see what lies between."""
@@ -110,12 +145,20 @@ def test_what_follows_a_quantized_layer_is_computed_with_it(make, shapes, bits) 
     (wanted, before), (given_back, after) = run(plain), run(fused)
     assert (given_back - wanted).abs().max() < 0.03 * wanted.abs().max()
     passes = ("aten::add", "aten::add_", "aten::gelu", "optsd::geglu")
-    assert sum(after.get(key, 0) for key in passes) < sum(before.get(key, 0) for key in passes) or given[0].ndim == 3
+    assert (
+        sum(after.get(key, 0) for key in passes) < sum(before.get(key, 0) for key in passes)
+        or type(fused) is FUSED[GEGLU]
+    )
     seen: list[torch.Tensor] = []
+    met: list[torch.nn.Module] = []
+    norms = [module for module in fused.modules() if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    for module in norms:
+        module.register_forward_hook(lambda layer, args, output: met.append(layer))
     for module in fused.modules():
         if isinstance(module, QuantizedLayer):
             module.register_forward_hook(lambda layer, args, output: seen.append(output))
     seen_by, _ = run(fused)
     assert (seen_by - wanted).abs().max() < 0.03 * wanted.abs().max()
+    assert {*map(id, met)} == {*map(id, norms)}
     widths = [len(layer.scale) for layer in fused.modules() if isinstance(layer, QuantizedLayer)]
     assert sorted(widths) == sorted(each.shape[1 if each.ndim == 4 else -1] for each in seen)
