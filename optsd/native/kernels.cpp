@@ -614,6 +614,8 @@ float weigh(const float* scores, int64_t columns, float most, float scale, typen
     return shrink;
 }
 
+constexpr int64_t AHEAD = 16;  // tokens
+
 // A batch × heads × tokens × width; the last lie side by side.
 struct Heads {
     const void* numbers;
@@ -622,7 +624,11 @@ struct Heads {
     template <typename Type>
     const typename Type::Value* at(int64_t image, int64_t head, int64_t token) const {
         const auto* start = static_cast<const typename Type::Value*>(numbers);
-        return start + image * strides[0] + head * strides[1] + token * strides[2];
+        const auto* line = start + image * strides[0] + head * strides[1] + token * strides[2];
+        // tokens of one head lie too far apart for the processor to see a line of them
+        const auto* later = reinterpret_cast<const char*>(line + AHEAD * strides[2]);
+        __builtin_prefetch(later), __builtin_prefetch(later + 64);
+        return line;
     }
 };
 
