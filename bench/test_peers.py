@@ -28,9 +28,9 @@ from optsd.records import Workload
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("machine_to_itself")]
 
 OURS = ("int8+flash", "int8:all+flash", "int8+sage")
-PLAIN = ("baseline", "sdpa", "compile")
-THEIRS = (*((name, "") for name in (*PLAIN, "int8-torchao+compile")), *((name, "bfloat16") for name in PLAIN))
-"""Variants, and the type of their numbers where it is not the run's."""
+PLAIN = ("baseline", "sdpa", "Compiled")
+THEIRS = (*((name, "") for name in (*PLAIN, "CompiledInt8")), *((name, "bfloat16") for name in PLAIN))
+"""Variants and engines, and the type of their numbers where it is not the run's."""
 STAGES = {"text_encoder_s": "text", "unet_step_s": "denoiser", "vae_decode_s": "decoder"}
 Picture = dict[str, float]
 """Seconds of one picture by stage, the rest of it among them."""
@@ -54,16 +54,16 @@ def work(placed: Workload, pytestconfig: pytest.Config) -> Workload:
 def reference(work: Workload, device: str) -> Iterator[tuple[str, Executor]]:
     """What all others are timed beside, and its name. Made once: OpenVINO converts and calibrates for minutes."""
     if work.device == "cpu" and all(importlib.util.find_spec(name) for name in ("openvino", "nncf")):
-        with apart(engine, work, "OpenVINOInt8") as process:
+        with apart(engine, work, device, "OpenVINOInt8") as process:
             yield "OpenVINO's INT8", process
     else:
         with apart(variant, work, device, "baseline") as process:
             yield "the eager baseline", process
 
 
-def test_openvino(reference: tuple[str, Executor], work: Workload, enough_rounds: int, benchmark) -> None:
+def test_openvino(reference: tuple[str, Executor], work: Workload, device: str, enough_rounds: int, benchmark) -> None:
     """Seconds of a picture by OpenVINO, without INT8."""
-    with apart(engine, work, "OpenVINO") as process:
+    with apart(engine, work, device, "OpenVINO") as process:
         compare(process, reference, benchmark, enough_rounds)
 
 
@@ -80,7 +80,8 @@ def test_theirs(
     """Seconds of a picture as others draw it with torch."""
     if dtype == work.dtype:
         pytest.skip(f"{dtype} is this run's type, of which there is a test already")
-    with apart(variant, replace(work, dtype=dtype or work.dtype), device, theirs) as process:
+    make = engine if theirs.startswith("Compiled") else variant
+    with apart(make, replace(work, dtype=dtype or work.dtype), device, theirs) as process:
         compare(process, reference, benchmark, enough_rounds)
 
 
@@ -128,11 +129,12 @@ class Subject:
     proof: Callable[[], dict[str, Any]]
 
 
-def engine(workload: Workload, name: str) -> Subject:
+def engine(workload: Workload, device: str, name: str) -> Subject:
     """A pipeline of `optsd.measure.engines` that has drawn once."""
     from optsd.measure import engines
 
-    work = replace(workload, dtype="float32")  # what its graphs are made of
+    is_openvino = name.startswith("OpenVINO")
+    work = replace(workload, dtype="float32" if is_openvino else workload.dtype)  # what its graphs are made of
     made = getattr(engines, name)(work)
     return warm(Subject(name, made.pipe, work, made.proof))
 

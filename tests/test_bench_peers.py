@@ -88,7 +88,7 @@ def test_it_runs_where_it_is_asked_for() -> None:
         lines = run_pytest(*words, "-m", "peers", *more).stdout.splitlines()
         return [line.partition("::")[2] for line in lines if "::" in line]
 
-    theirs = ["baseline", "sdpa", "compile", "int8-torchao+compile", *(f"{name}-bfloat16" for name in peers.PLAIN)]
+    theirs = ["baseline", "sdpa", "Compiled", "CompiledInt8", *(f"{name}-bfloat16" for name in peers.PLAIN)]
     both = ["test_openvino", *(f"test_theirs[{name}]" for name in theirs)]
     assert asked() == [*both, *(f"test_ours[{name}]" for name in peers.OURS)]
     assert asked("--variant=int4,sage", "--subject=their=json:dumps") == [*both, "test_ours[int4]", "test_ours[sage]"]

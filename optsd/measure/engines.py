@@ -195,6 +195,30 @@ class Graph:
         return _pytree.tree_unflatten(leaves, self._inside)
 
 
+class Compiled(Engine):
+    """The denoiser and the VAE's decoder by torch.compile, weights channels last, with torch's own attention.
+
+    As its authors advise: nothing of ours stands in the networks, where it would break the graph.
+    """
+
+    def change(self, workload: Workload) -> None:
+        vae = anatomy.decoder(self.pipe)
+        for network in (anatomy.denoiser(self.pipe), *([] if vae is None else [vae.decoder])):
+            network.to(memory_format=torch.channels_last)
+            network.compile()
+
+
+class CompiledInt8(Compiled):
+    """The same, the denoiser's Linear layers in INT8 by torchao."""
+
+    packages: tuple[str, ...] = ("torchao",)
+
+    def change(self, workload: Workload) -> None:
+        torchao = _needed("torchao.quantization")
+        torchao.quantize_(anatomy.denoiser(self.pipe), torchao.Int8DynamicActivationInt8WeightConfig())
+        super().change(workload)
+
+
 class SDNQ(Engine):
     """The denoiser's Linear and Conv2d layers by SDNQ (GPL-3.0), in INT8, multiplied as integers where it can."""
 

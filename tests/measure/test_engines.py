@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from optsd import models
 from optsd.errors import BadInput
@@ -45,6 +46,19 @@ def test_openvino_in_int8_draws_nearly_that(ours: np.ndarray) -> None:
     assert draw.weight_bytes < 20e6
     assert ", 0 constants of 8 bits" not in draw.proof()["denoiser"]
     assert ", 0 constants of 8 bits" in draw.proof()["decoder"]
+
+
+@pytest.mark.parametrize("engine", [engines.Compiled, engines.CompiledInt8])
+def test_denoiser_and_decoder_are_compiled(ours: np.ndarray, monkeypatch, engine: type[engines.Engine]) -> None:
+    """What torch's compiler makes of them is its own matter, and takes half a minute."""
+    for package in engine.packages:
+        pytest.importorskip(package)
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+    draw = engine(WORKLOAD)
+    assert compiled == [draw.pipe.unet, draw.pipe.vae.decoder]
+    difference = abs(_drawn(draw) - ours)
+    assert difference.max() < 0.02 if engine is engines.Compiled else 0 < difference.mean() < 0.05
 
 
 @pytest.mark.slow
