@@ -170,7 +170,7 @@ def has_end(layer: Any) -> bool:
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor) -> Tensor:
     """layer(x) + added; what is added to pictures may be batch × channels × 1 × 1."""
-    return layer(x, plus=added) if has_end(layer) else layer(x).add_(added)
+    return layer(x, plus=added) if has_end(layer) else layer(x) + added
 
 
 def _is_plain(norm: Any, x: Tensor) -> bool:

@@ -11,6 +11,7 @@ from small_pipelines import make
 import optsd
 from optsd import anatomy, quantization
 from optsd.errors import BadInput, NothingMatched, OptsdError
+from optsd.quantization import boundary
 from optsd.quantization.layers import QLinear, QuantizedLayer
 from optsd.variants import parse
 
@@ -80,8 +81,12 @@ def test_the_contract(family, tmp_path) -> None:
     assert (image(loaded) - drawn).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("family", "base", "other"), [("SD 1.5", "int8", "int4"), ("SD3", "int4", "int8")])
-def test_all_networks(family, base, other, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("family", "base", "other", "has_bfloat16"),
+    [("SD 1.5", "int8", "int4", True), ("SD 1.5", "int8", "int4", False), ("SD3", "int4", "int8", True)],
+)
+def test_all_networks(family, base, other, has_bfloat16, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(boundary, "has_bfloat16", lambda: has_bfloat16)
     pipe = make(family)
     before = image(pipe)
     name = f"{base}:all:{FAMILIES[family][0]}={other}"
@@ -103,13 +108,18 @@ def test_all_networks(family, base, other, tmp_path) -> None:
     assert all(layer.startswith("decoder.") for layer in decoder), "what encodes pictures is not used"
     assert not {"decoder.conv_in", "decoder.conv_out"} & {*decoder}
     assert not [layer for place, network in networks.items() for layer in bits(network) if layer.endswith(".wo")]
+    inside = torch.bfloat16 if has_bfloat16 else torch.float32
+    assert (pipe.vae.decoder.conv_in.weight.dtype, pipe.vae.encoder.conv_in.weight.dtype) == (inside, torch.float32)
     drawn = image(pipe)
+    assert drawn.dtype == torch.float32
     assert patch.proof["integer_kernel_calls"] > len(patch.touched)
     assert 0 < (drawn - before).square().mean() < 1e-2
     with pytest.raises(OptsdError, match="cannot be undone"):
         patch.undo()
     quantization.save(pipe, tmp_path)
-    assert (image(optsd.load(str(tmp_path), "cpu")) - drawn).abs().max() < 1e-2
+    again = optsd.load(str(tmp_path), "cpu")
+    assert again.vae.decoder.conv_in.weight.dtype == inside
+    assert (image(again) - drawn).abs().max() < 1e-2
 
 
 def test_broken_weights_in_one_network_leave_all_as_they_were() -> None:
