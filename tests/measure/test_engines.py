@@ -54,7 +54,7 @@ def test_denoiser_and_decoder_are_compiled(ours: np.ndarray, monkeypatch, engine
     for package in engine.packages:
         pytest.importorskip(package)
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))
     draw = engine(WORKLOAD)
     assert compiled == [draw.pipe.unet, draw.pipe.vae.decoder]
     difference = abs(_drawn(draw) - ours)
