@@ -159,8 +159,10 @@ def _added(norm: nn.LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor
 
 
 def _is_bare(module: Any, *kinds: type) -> bool:
-    """Whether it is of these classes itself, and nobody stands before or after its calls: no wrapper, no hook."""
-    return any(type(module) is kind for kind in kinds) and not (module._forward_hooks or module._forward_pre_hooks)
+    """Whether it is of these classes itself and nobody stands at its calls: no wrapper, no hook, no other `forward`."""
+    if not any(type(module) is kind for kind in kinds):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def has_end(layer: Any) -> bool:

@@ -154,8 +154,11 @@ class Native(Kernel):
                 out = values * functional.gelu(gate)
             return out if plus is None else out + plus
         if plus is not None:
+            if window is None:  # of a pointwise convolution it may be one for all pixels
+                plus = plus.expand(*x.shape[:-1], len(weights.scale))
             of_pictures = window is not None and plus.shape[2:] != (1, 1)
-            plus = plus.to(x.dtype, memory_format=torch.channels_last if of_pictures else torch.contiguous_format)
+            layout = torch.channels_last if of_pictures else torch.contiguous_format
+            plus = plus.to(x.dtype).contiguous(memory_format=layout)
         return self._run(x, weights, window, None, None, plus=plus, gated=gated)
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:

@@ -162,3 +162,37 @@ def test_what_follows_a_quantized_layer_is_computed_with_it(make, shapes, bits) 
     assert {*map(id, met)} == {*map(id, norms)}
     widths = [len(layer.scale) for layer in fused.modules() if isinstance(layer, QuantizedLayer)]
     assert sorted(widths) == sorted(each.shape[1 if each.ndim == 4 else -1] for each in seen)
+
+
+def test_a_forward_that_others_have_set_is_called() -> None:
+    """As accelerate and diffusers' own hooks set it."""
+    torch.manual_seed(0)
+    block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=16).eval().bfloat16()
+    block.__class__ = FUSED[BasicTransformerBlock]
+    called: list[str] = []
+
+    def set_forward(name: str) -> None:
+        module = block.get_submodule(name)
+        own = module.forward
+
+        def forward(*args, **kwargs):
+            called.append(name)
+            return own(*args, **kwargs)
+
+        module.forward = forward
+
+    x = torch.randn(2, 7, 16).bfloat16()
+    with torch.no_grad():
+        for names in (["norm2"], ["norm2", "norm3"], ["norm2", "norm3", "ff"]):
+            set_forward(names[-1])
+            called.clear()
+            block(x)
+            assert sorted(called) == sorted(names)
+
+
+def test_what_all_pixels_get_is_added_after_a_pointwise_convolution() -> None:
+    torch.manual_seed(0)
+    layer = quantize_layer(torch.nn.Conv2d(16, 24, 1), 8, 4)
+    x, plus = torch.randn(2, 16, 5, 4), torch.randn(2, 24, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(layer(x, plus=plus), layer(x) + plus, atol=1e-5)
