@@ -67,8 +67,8 @@ def _int_mm(left: Tensor, right: Tensor, *_: Any, out: Any, **__: Any) -> tuple[
     return "linear", name_of(left.dtype), 2.0 * left.shape[0] * left.shape[1] * right.shape[1]
 
 
-@rule("optsd::int8_conv2d")
-def _int8_conv2d(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
+@rule("optsd::int8_linear", "optsd::int8_conv2d")
+def _int8_product(image: Tensor, *parts: Any, out: Tensor) -> tuple[str, str, float]:
     return "linear", name_of(image.dtype), 2.0 * out.numel() * parts[2].shape[1]  # integers: outputs × inputs
 
 
@@ -81,6 +81,7 @@ def _quantized_layer(x: Tensor, *parts: Any, out: Tensor, **end: Any) -> tuple[s
 
 @rule("optsd::quantize", "optsd::geglu", "optsd::group_norm", "optsd::add_layer_norm")
 @rule("optsd::channel_moments", "optsd::group_scales", "optsd::scaled")
+@rule("optsd::normal_rows", "optsd::add_normal_rows", "optsd::geglu_rows")
 @rule("optsd::int8_rows", "optsd::int8_ranges", "optsd::int8_pictures", "optsd::int4_integers")
 def _elementwise(x: Tensor, *_: Any, **__: Any) -> tuple[str, str, float]:
     return "other", name_of(x.dtype), 0.0

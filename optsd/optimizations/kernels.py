@@ -189,6 +189,7 @@ KNOWN_OPERATORS = (
     "aten::_scaled_dot_product_attention_math",
     "aten::softmax",
     "optsd::quantized_layer",
+    "optsd::int8_linear",
     "optsd::int8_conv2d",
     "aten::_int_mm",
 )

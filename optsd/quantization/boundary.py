@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import get_parameter_dtype
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -68,9 +69,14 @@ def fuse_on_gpu(module: nn.Module) -> None:
 
 def are_served(x: Tensor) -> bool:
     """Whether what is like x is: of bfloat16 on a CPU, of any type on a GPU, unless a compiler fuses torch's own."""
-    if x.device.type == "cpu":
+    if on_cpu(x):
         return x.dtype == torch.bfloat16
     return not torch.compiler.is_compiling() and not KERNELS["triton"].refusal(x.device, bits=8, groups=1)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Which kernels of ours serve it: the CPU's or the GPU's."""
+    return x.device.type == "cpu"
 
 
 def boundary_of(module: nn.Module) -> "Boundary | None":
@@ -87,7 +93,7 @@ class FusedGEGLU(GEGLU):
             return proj(hidden_states, gated=True)
         gated = proj(hidden_states)
         if are_served(gated):
-            return torch.ops.optsd.geglu(gated) if gated.device.type == "cpu" else between.geglu(gated)
+            return torch.ops.optsd.geglu(gated) if on_cpu(gated) else between.geglu(gated)
         values, gate = gated.chunk(2, dim=-1)
         return values * self.gelu(gate)
 
@@ -105,14 +111,14 @@ class FusedResnetBlock(ResnetBlock2D):
         )
         if not is_plain or not are_served(input_tensor):
             return super().forward(input_tensor, temb, *args, **kwargs)
-        hidden_states = _normalized(self.norm1, input_tensor)
+        hidden_states = _normalized(self.norm1, input_tensor, of=self.conv1)
         if temb is None or self.time_emb_proj is None:
             hidden_states = self.conv1(hidden_states)
         else:
             activated = temb if self.skip_time_act else self.nonlinearity(temb)
             hidden_states = _plus(self.conv1, hidden_states, self.time_emb_proj(activated)[:, :, None, None])
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        hidden_states = _plus(self.conv2, self.dropout(_normalized(self.norm2, hidden_states)), shortcut)
+        hidden_states = _plus(self.conv2, self.dropout(_normalized(self.norm2, hidden_states, of=self.conv2)), shortcut)
         return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
 
 
@@ -133,10 +139,8 @@ class FusedTransformerBlock(BasicTransformerBlock):
         is_plain = (
             (self.norm_type, self.pos_embed, self._chunk_size) == ("layer_norm", None, None)
             and not cross_attention_kwargs
-            and hidden_states.device.type == "cpu"
             and are_served(hidden_states)
-            and all(_is_bare(norm, nn.LayerNorm) and norm.bias is not None for norm in (self.norm2, self.norm3))
-            and all(norm.weight.device == hidden_states.device for norm in (self.norm2, self.norm3))
+            and all(_is_of_rows(norm, hidden_states) for norm in (self.norm2, self.norm3))
             and [*map(type, self.ff.net)][1:] == [nn.Dropout, type(self.ff.net[-1])]
             and _is_bare(self.ff, FeedForward)
         )
@@ -144,18 +148,44 @@ class FusedTransformerBlock(BasicTransformerBlock):
             inputs = (attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs)
             return super().forward(hidden_states, *inputs, *args, **kwargs)
         text = encoder_hidden_states if self.only_cross_attention else None
-        attended = self.attn1(self.norm1(hidden_states), encoder_hidden_states=text, attention_mask=attention_mask)
+        normal = _layer_norm(self.norm1, hidden_states)
+        attended = _attended(self.attn1, normal, text, attention_mask)
         hidden_states, normal = _added(self.norm2, attended, hidden_states)
-        attended = self.attn2(
-            normal, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
-        )
+        attended = _attended(self.attn2, normal, encoder_hidden_states, encoder_attention_mask)
         hidden_states, normal = _added(self.norm3, attended, hidden_states)
         into, dropout, out = self.ff.net
-        return _plus(out, dropout(into(normal)), hidden_states)
+        return _plus(out, dropout(_gated(into, normal, out)), hidden_states)
+
+
+def _attended(attention: Attention, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    # diffusers looks at the signature of the processor in every call, as long as three small layers take.
+    if _is_bare(attention, Attention):
+        return attention.processor(attention, x, encoder_hidden_states=text, attention_mask=mask)
+    return attention(x, encoder_hidden_states=text, attention_mask=mask)
+
+
+def _is_of_rows(norm: Any, x: Tensor) -> bool:
+    """Whether a kernel of ours computes it: for GPUs, of rows that a block holds."""
+    is_whole = _is_bare(norm, nn.LayerNorm) and norm.bias is not None and norm.weight.device == x.device
+    return is_whole and (on_cpu(x) or between.are_rows_held(x.shape[-1]))
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return between.layer_norm(x, norm) if not on_cpu(x) and _is_of_rows(norm, x) else norm(x)
 
 
 def _added(norm: nn.LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    if not on_cpu(x):
+        return between.add_layer_norm(x, added, norm)
     return torch.ops.optsd.add_layer_norm(x, added, norm.weight, norm.bias, norm.eps)
+
+
+def _gated(into: nn.Module, x: Tensor, out: nn.Module) -> Tensor:
+    """into(x) for the layer `out`, which on a GPU is given integers where it multiplies them."""
+    is_for_gpu = not on_cpu(x) and _is_bare(into, FusedGEGLU) and has_end(out)
+    if not is_for_gpu or not between.are_rows_held(out.in_features):
+        return into(x)
+    return between.geglu_to_integers(into.proj(x))
 
 
 def _is_bare(module: Any, *kinds: type) -> bool:
@@ -180,9 +210,10 @@ def _is_plain(norm: Any, x: Tensor) -> bool:
     return _is_bare(norm, nn.GroupNorm) and norm.affine and norm.weight.device == x.device
 
 
-def _normalized(norm: nn.GroupNorm, x: Tensor, silu: bool = True) -> Tensor:
-    if x.device.type != "cpu":
-        return between.group_norm(x, norm, silu)
+def _normalized(norm: nn.GroupNorm, x: Tensor, silu: bool = True, of: nn.Module | None = None) -> Tensor:
+    """`of`: the layer that it is for."""
+    if not on_cpu(x):
+        return between.group_norm(x, norm, silu, to_integers=has_end(of) and type(of) is QConv2d)
     return torch.ops.optsd.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu)
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from optsd import native
 from optsd.errors import BadInput, Unsupported
-from optsd.quantization import quantizing
-from optsd.quantization.operators import operator
+from optsd.quantization import between, quantizing
+from optsd.quantization.operators import compiled, operator
 from optsd.quantization.schemes import Activation, Pair, Weights, Window, quantize_activation
 
 
@@ -190,6 +190,7 @@ class Triton(Kernel):
 
     name = "triton"
     unpacks_int4 = True
+    ends = True
 
     def refusal(self, device: torch.device, bits: int, groups: int) -> str:
         if device.type != "cuda":
@@ -200,52 +201,87 @@ class Triton(Kernel):
             return "Triton multiplies integers from compute capability 8.0 on"
         return _triton_problem() if groups == 1 else "convolutions in groups are left to torch._int_mm"
 
-    def layer(self, x: Tensor, weights: Weights, window: Window | None) -> Tensor:
+    def layer(
+        self,
+        x: Tensor,
+        weights: Weights,
+        window: Window | None,
+        plus: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """As ever, with `plus` added in the same pass; GEGLU, with `gated`, in one of its own."""
         if window is not None:
-            return self._run(quantizing.pictures(x, window.margins), weights, window, x.dtype)
-        rows = quantizing.rows(x, x.ndim - 1)
-        return self.linear(rows.as_rows(), weights, x.dtype).view(*x.shape[:-1], len(weights.scale))
+            image = quantizing.pictures(x, window.margins)
+            if plus is not None:
+                plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            return self._pictures(image, weights, window, x.dtype, plus)
+        if plus is not None:
+            plus = plus.expand(*x.shape[:-1], len(weights.scale)).to(x.dtype).contiguous()
+        out = self._rows(quantizing.rows(x, x.ndim - 1), weights, x.dtype, plus)
+        return between.geglu(out) if gated else out
 
     def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        pictures = Activation(rows.values[:, :, None, None], rows.scale, rows.zero_point)  # M of one pixel
-        return self._run(pictures, weights, POINT, dtype)[:, :, 0, 0]
+        return self._rows(rows, weights, dtype)
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
         bordered = pad(image, window.margins).permute(0, 3, 1, 2)
-        return self._run(Activation(bordered, image.scale, image.zero_point), weights, window, dtype)
+        return self._pictures(Activation(bordered, image.scale, image.zero_point), weights, window, dtype)
 
-    def _run(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
+    def _rows(self, rows: Activation, weights: Weights, dtype: torch.dtype, plus: Tensor | None = None) -> Tensor:
+        parts = (_int8(weights, rows.values.shape[-1]), weights.scale, weights.column_sums, weights.bias)
+        return int8_linear(rows.values, rows.scale, rows.zero_point, *parts, plus, dtype)
+
+    def _pictures(
+        self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype, plus: Tensor | None = None
+    ) -> Tensor:
         """`image`: with its border, channels last."""
-        integers = weights.integers
-        if weights.multipliers is not None:
-            inputs = image.values.shape[1] * window.kernel_size[0] * window.kernel_size[1]
-            integers = int4_integers(integers, weights.multipliers, inputs)
-        parts = (integers, weights.scale, weights.column_sums, weights.bias)
+        inputs = image.values.shape[1] * window.kernel_size[0] * window.kernel_size[1]
+        parts = (_int8(weights, inputs), weights.scale, weights.column_sums, weights.bias)
         moves = (window.kernel_size, window.stride, window.dilation)
-        return int8_conv2d(image.values, image.scale, image.zero_point, *parts, *moves, dtype)
+        return int8_conv2d(image.values, image.scale, image.zero_point, *parts, plus, *moves, dtype)
 
 
-POINT = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1)
+def _int8(weights: Weights, inputs: int) -> Tensor:
+    """outputs × inputs."""
+    if weights.multipliers is None:
+        return weights.integers
+    return int4_integers(weights.integers, weights.multipliers, inputs)
 
 
-def _empty_products(image: Tensor, *others: Any) -> Tensor:
-    _, _, integers, *_, kernel_size, stride, dilation, dtype = others
+def _empty_rows(values: Tensor, *others: Any) -> Tensor:
+    integers, dtype = others[2], others[-1]
+    return values.new_empty(*values.shape[:-1], len(integers), dtype=dtype)
+
+
+@operator(
+    "int8_linear(Tensor values, Tensor row_scale, Tensor zero_point, Tensor integers, Tensor scale, "
+    "Tensor column_sums, Tensor? bias, Tensor? plus, ScalarType dtype) -> Tensor",
+    _empty_rows,
+)
+def int8_linear(values: Tensor, row_scale: Tensor, zero_point: Tensor, *others: Any) -> Tensor:
+    *weights, plus, _ = others
+    out = _empty_rows(values, row_scale, zero_point, *others)
+    return compiled("triton_kernels").linear(Activation(values, row_scale, zero_point), Weights(*weights), plus, out)
+
+
+def _empty_pictures(image: Tensor, *others: Any) -> Tensor:
+    integers, *_, kernel_size, stride, dilation, dtype = others[2:]
     size = output_size(image.shape[2:], Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1))
     return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
 
 
 @operator(
     "int8_conv2d(Tensor image, Tensor image_scale, Tensor zero_point, Tensor integers, Tensor scale, "
-    "Tensor column_sums, Tensor? bias, int[] kernel_size, int[] stride, int[] dilation, ScalarType dtype) -> Tensor",
-    _empty_products,
+    "Tensor column_sums, Tensor? bias, Tensor? plus, int[] kernel_size, int[] stride, int[] dilation, "
+    "ScalarType dtype) -> Tensor",
+    _empty_pictures,
 )
-def int8_conv2d(image: Tensor, image_scale: Tensor, zero_point: Tensor, *parts: Any) -> Tensor:
-    from optsd.quantization import triton_kernels  # not every machine has Triton
-
-    *weights, kernel_size, stride, dilation, dtype = parts
+def int8_conv2d(image: Tensor, image_scale: Tensor, zero_point: Tensor, *others: Any) -> Tensor:
+    *weights, plus, kernel_size, stride, dilation, _ = others
     window = Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1)
-    size = output_size(image.shape[2:], window)
-    return triton_kernels.conv2d(Activation(image, image_scale, zero_point), Weights(*weights), window, size, dtype)
+    out = _empty_pictures(image, image_scale, zero_point, *others)
+    pictures = Activation(image, image_scale, zero_point)
+    return compiled("triton_kernels").conv2d(pictures, Weights(*weights), window, plus, out)
 
 
 @operator(
@@ -253,9 +289,7 @@ def int8_conv2d(image: Tensor, image_scale: Tensor, zero_point: Tensor, *parts: 
     lambda packed, _, inputs: packed.new_empty(packed.shape[1], inputs),
 )
 def int4_integers(packed: Tensor, multipliers: Tensor, inputs: int) -> Tensor:
-    from optsd.quantization import triton_kernels
-
-    return triton_kernels.int4_integers(packed, multipliers, inputs)
+    return compiled("triton_kernels").int4_integers(packed, multipliers, inputs)
 
 
 def _padded_size(image: Tensor, window: Window) -> torch.Size:

@@ -4,7 +4,10 @@ An operator is one kernel, so that counting operators counts launches. Where nob
 directly: torch's dispatcher takes as long as a small layer.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,6 +39,12 @@ def operator(schema: str, empty: Callable[..., Any] | None) -> Callable[[Callabl
         return call
 
     return register
+
+
+def compiled(name: str) -> ModuleType:
+    """A module of Triton's kernels, which not every machine has. To say `import` in every call takes a microsecond."""
+    name = f"optsd.quantization.{name}"
+    return sys.modules.get(name) or importlib.import_module(name)
 
 
 def _no_backward(*_: Any) -> None:

@@ -1,19 +1,37 @@
 """Quantizing on a GPU: a kernel for rows, two for pictures (`triton_quantize`)."""
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optsd.quantization import blocks
-from optsd.quantization.operators import operator
+from optsd.quantization.operators import compiled, operator
 from optsd.quantization.schemes import Activation
 
 NO_MARGINS = (0, 0, 0, 0)
 
 
+def carry(x: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+    """x, with what its maker found in the same pass: the integers of its rows, or the ranges of its pictures.
+
+    Whoever quantizes x takes them, unless it was changed in place since.
+    """
+    vars(x)["optsd_found"] = None if x.is_inference() else (x._version, found)
+    return x
+
+
+def carried(x: Tensor, count: int) -> Any:
+    """What `carry` gave it, if that is so many tensors."""
+    kept = getattr(x, "optsd_found", None)
+    return kept[1] if kept is not None and kept[0] == x._version and len(kept[1]) == count else None
+
+
 def rows(x: Tensor, dimensions: int) -> Activation:
     """`schemes.quantize_activation` of what lies on a GPU, to int8: the same integers, scales and zero points."""
+    if dimensions == x.ndim - 1 and (found := carried(x, 3)):
+        return Activation(*found)
     return Activation(*int8_rows(x.contiguous(), prod(x.shape[:dimensions])))
 
 
@@ -24,7 +42,8 @@ def pictures(x: Tensor, margins: tuple[int, ...] = NO_MARGINS) -> Activation:
     """
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()
-    return Activation(*int8_pictures(x, int8_ranges(x), margins))
+    found = carried(x, 1)
+    return Activation(*int8_pictures(x, found[0] if found else int8_ranges(x), margins))
 
 
 def empty_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,20 +71,14 @@ def _one_each(x: Tensor, shares: int) -> tuple[Tensor, Tensor]:
 
 @operator("int8_rows(Tensor x, int shares) -> (Tensor, Tensor, Tensor)", empty_rows)
 def int8_rows(x: Tensor, shares: int) -> tuple[Tensor, Tensor, Tensor]:
-    from optsd.quantization import triton_quantize  # not every machine has Triton
-
-    return triton_quantize.rows(x, shares, *empty_rows(x, shares))
+    return compiled("triton_quantize").rows(x, shares, *empty_rows(x, shares))
 
 
 @operator("int8_ranges(Tensor x) -> Tensor", empty_ranges)
 def int8_ranges(x: Tensor) -> Tensor:
-    from optsd.quantization import triton_quantize
-
-    return triton_quantize.ranges(x, empty_ranges(x))
+    return compiled("triton_quantize").ranges(x, empty_ranges(x))
 
 
 @operator("int8_pictures(Tensor x, Tensor ranges, int[] margins) -> (Tensor, Tensor, Tensor)", empty_pictures)
 def int8_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    from optsd.quantization import triton_quantize
-
-    return triton_quantize.pictures(x, ranges, margins, *empty_pictures(x, ranges, margins))
+    return compiled("triton_quantize").pictures(x, ranges, margins, *empty_pictures(x, ranges, margins))

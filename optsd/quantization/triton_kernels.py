@@ -3,81 +3,110 @@
 Imported only where it runs (or in Triton's interpreter).
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from optsd.quantization import tiles
-from optsd.quantization.schemes import Activation, Pair, Weights, Window
+from optsd.quantization.launches import LAUNCHES, Launch
+from optsd.quantization.schemes import Activation, Weights, Window
 from optsd.quantization.tiles import Tile
 
 GROUP = 8  # tiles one below the other that share their weights in the cache, before the next column begins
 UNPACKED = 64  # inputs, and outputs, that one block unpacks
+NOTHING, LIKE_OUT, OF_PICTURES = 0, 1, 2  # what is added in the end
 
 
-def conv2d(image: Activation, weights: Weights, window: Window, size: Pair, dtype: torch.dtype) -> Tensor:
-    """batch × channels × height × width to batch × outputs × `size`, channels last in memory.
+def linear(rows: Activation, weights: Weights, plus: Tensor | None, out: Tensor) -> Tensor:
+    """`out`, filled: … × outputs, of … × inputs, each row with a scale of its own. `plus`: like `out`."""
+    outputs, inputs = weights.integers.shape
+    size = (out.numel() // max(outputs, 1), outputs, inputs, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+    return _multiply(rows, weights, size, plus, NOTHING if plus is None else LIKE_OUT, out)
 
-    The picture has its border already, and lies with the channels last: no window leaves it. Each picture has its scale
-    and its zero point, on its device. A row of a matrix is a picture of one pixel.
+
+def conv2d(image: Activation, weights: Weights, window: Window, plus: Tensor | None, out: Tensor) -> Tensor:
+    """`out`, filled: batch × outputs × rows × columns, of batch × channels × height × width; both channels last.
+
+    The picture has its border already: no window leaves it. Each picture has its scale and its zero point. `plus`: like
+    `out`, or batch × outputs × 1 × 1.
     """
-    values, integers = image.values.permute(0, 2, 3, 1), weights.integers
-    _, height, width, channels = values.shape
-    batch, outputs = len(values), len(integers)
-    out = torch.empty(batch, *size, outputs, dtype=dtype, device=values.device)
-    positions = batch * size[0] * size[1]
-    taps = window.kernel_size[0] * window.kernel_size[1]
+    batch, outputs, *size = out.shape
+    numbers = (*image.values.shape[1:], *size, *window.stride, *window.dilation, *window.kernel_size)
+    added = NOTHING if plus is None else LIKE_OUT if plus.shape == out.shape else OF_PICTURES
+    return _multiply(image, weights, (batch * size[0] * size[1], outputs, *numbers), plus, added, out)
 
-    def launch(tile: Tile) -> None:
-        grid = (triton.cdiv(positions, tile.rows) * triton.cdiv(outputs, tile.columns),)
-        _conv2d[grid](
-            values,
-            integers,
-            weights.scale,
+
+def _multiply(
+    activation: Activation, weights: Weights, size: tuple[int, ...], plus: Tensor | None, added: int, out: Tensor
+) -> Tensor:
+    if out.numel():
+        product = of_product(size, weights.bias is not None, added, out.dtype, out.device)
+        scale = weights.scale
+        product(
+            activation.values,
+            weights.integers,
+            scale,
             weights.column_sums,
-            weights.scale if weights.bias is None else weights.bias,
-            image.scale,
-            image.zero_point,
+            scale if weights.bias is None else weights.bias,
+            activation.scale,
+            activation.zero_point,
+            out if plus is None else plus,
             out,
-            positions,
-            outputs,
-            channels,
-            height * width,
-            width,
-            size[0] * size[1],
-            size[1],
-            *window.stride,
-            *window.dilation,
-            window.kernel_size[1],
-            taps,
-            taps == 1 and size == (height, width),
-            weights.bias is not None,
-            channels % tile.depth == 0,
-            tile.rows,
-            tile.columns,
-            tile.depth,
-            GROUP,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
         )
+    return out
 
-    if positions:
-        with torch.cuda.device_of(values):  # Triton launches on the current GPU, whichever one holds the tensors
-            launch(tiles.choose(values.device, positions, outputs, channels, taps, launch))
-    return out.permute(0, 3, 1, 2)
+
+@functools.lru_cache(LAUNCHES)
+def of_product(
+    size: tuple[int, ...], has_bias: bool, added: int, dtype: torch.dtype, device: torch.device
+) -> "Product":
+    return Product(size, has_bias, added, device)
+
+
+class Product:
+    """The kernel for one shape, with the tile that is the fastest for it."""
+
+    def __init__(self, size: tuple[int, ...], has_bias: bool, added: int, device: torch.device) -> None:
+        self.size, self.ends, self.device = size, (has_bias, added), device
+        self.launch: Launch | None = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        launch = self.launch
+        if launch is None:
+            positions, outputs, channels, *_, rows, columns = self.size
+            shape = (positions, outputs, channels, rows * columns)
+            with torch.cuda.device_of(tensors[0]):
+                launch = self.of(tiles.choose(self.device, *shape, lambda tile: self.of(tile)(*tensors)))
+            # While a graph is recorded nothing was timed.
+            if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+                self.launch = launch
+        launch(*tensors)
+
+    def of(self, tile: Tile) -> Launch:
+        positions, outputs, channels, height, width, *size, stride_y, stride_x, down, across, rows, columns = self.size
+        grid = (triton.cdiv(positions, tile.rows) * triton.cdiv(outputs, tile.columns),)
+        numbers = (positions, outputs, channels, height * width, width, size[0] * size[1], size[1])
+        moves = (stride_y, stride_x, down, across, columns, rows * columns)
+        is_pointwise = rows * columns == 1 and size == [height, width]
+        known = (is_pointwise, *self.ends, channels % tile.depth == 0, tile.rows, tile.columns, tile.depth, GROUP)
+        return Launch(_conv2d, grid, *numbers, *moves, *known, num_warps=tile.warps, num_stages=tile.stages)
 
 
 def int4_integers(packed: Tensor, multipliers: Tensor, inputs: int) -> Tensor:
     """int8, outputs × inputs, of INT4 as it is stored (`schemes.Int4Weight`)."""
     half, outputs = packed.shape
     values = torch.empty(outputs, inputs, dtype=torch.int8, device=packed.device)
-    grid = (triton.cdiv(half, UNPACKED), triton.cdiv(outputs, UNPACKED))
-    with torch.cuda.device_of(packed):
-        _unpack[grid](
-            packed, multipliers, values, half, outputs, inputs, 2 * half // len(multipliers), UNPACKED, num_warps=4
-        )
+    of_unpacking(half, outputs, inputs, 2 * half // len(multipliers), packed.device)(packed, multipliers, values)
     return values
+
+
+@functools.lru_cache(LAUNCHES)
+def of_unpacking(half: int, outputs: int, inputs: int, group_size: int, device: torch.device) -> Launch:
+    grid = (triton.cdiv(half, UNPACKED), triton.cdiv(outputs, UNPACKED))
+    return Launch(_unpack, grid, half, outputs, inputs, group_size, UNPACKED, num_warps=4)
 
 
 @triton.jit
@@ -89,6 +118,7 @@ def _conv2d(
     bias,  # float32, outputs; not read without HAS_BIAS
     image_scale,  # float32, batch
     zero_point,  # int32, batch
+    plus,  # like out, or batch × outputs; not read without ADDED
     out,  # batch × rows × columns × outputs
     positions,  # batch · rows · columns
     outputs,
@@ -105,6 +135,7 @@ def _conv2d(
     taps,
     POINTWISE: tl.constexpr,  # a window is the pixel at its place
     HAS_BIAS: tl.constexpr,
+    ADDED: tl.constexpr,  # 0: nothing; 1: what is like out; 2: a number a picture and output
     EVEN: tl.constexpr,  # whether BLOCK_K divides the channels
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -116,7 +147,8 @@ def _conv2d(
     program, group = tl.program_id(0), GROUP * wide
     first = (program // group) * GROUP
     height = tl.minimum(tall - first, GROUP)
-    position = (first + (program % group) % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    above = (first + (program % group) % height) * BLOCK_M
+    position = above + tl.arange(0, BLOCK_M)
     output = ((program % group) // height) * BLOCK_N + tl.arange(0, BLOCK_N)
     # What lies beyond the end reads the last one's numbers, and is not written: reading asks nothing.
     here, there = tl.minimum(position, positions - 1), tl.minimum(output, outputs - 1)
@@ -149,8 +181,16 @@ def _conv2d(
     result = (sums - zero[:, None] * column_sum[None, :]).to(tl.float32) * (factor[None, :] * by_picture[:, None])
     if HAS_BIAS:
         result += tl.load(bias + there)[None, :]
-    target = out + position[:, None].to(tl.int64) * outputs + output[None, :]
-    tl.store(target, result.to(out.dtype.element_ty), (position < positions)[:, None] & (output < outputs)[None, :])
+    # 64 bits for the block alone: as many for each number would take the registers.
+    begin = above.to(tl.int64) * outputs
+    at = (position - above)[:, None] * outputs + output[None, :]
+    known = (position < positions)[:, None] & (output < outputs)[None, :]
+    rounded = result.to(out.dtype.element_ty)
+    if ADDED == 1:  # rounded twice, as in a sum of its own
+        rounded += tl.load(plus + begin + at, known, other=0.0)
+    if ADDED == 2:
+        rounded += tl.load(plus + batch[:, None] * outputs + there[None, :])
+    tl.store(out + begin + at, rounded, known)
 
 
 @triton.jit

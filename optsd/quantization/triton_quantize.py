@@ -4,12 +4,15 @@ torch takes some twenty for it, eight of which read or write the whole tensor. I
 Triton's interpreter).
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from optsd.quantization.blocks import LONGEST_ROW, NUMBERS, numbers_of
+from optsd.quantization.launches import LAUNCHES, Launch
 from optsd.quantization.schemes import ROUNDER, SMALLEST_SCALE, STEPS
 
 ONE_WARP = 1024  # numbers
@@ -21,25 +24,30 @@ def rows(x: Tensor, shares: int, values: Tensor, scale: Tensor, zero_point: Tens
 
     x: float16, bfloat16 or float32, contiguous; its shares are equal and lie one after the other.
     """
-    length = x.numel() // max(shares, 1)
-    if x.numel():
-        block = min(triton.next_power_of_2(length), LONGEST_ROW)
-        # One warp a row while its registers hold it: then none waits for another.
-        together = max(ONE_WARP // block, 1)
-        grid, warps = (triton.cdiv(shares, together),), min(max(block // ONE_WARP, 1), 8)
-        with torch.cuda.device_of(x):  # Triton launches on the current GPU, whichever one holds the tensors
-            _rows[grid](x, values, scale, zero_point, shares, length, together, block, num_warps=warps)
+    if count := x.numel():
+        of_rows(shares, count // shares, x.dtype, x.device)(x, values, scale, zero_point)
     return values, scale, zero_point
+
+
+@functools.lru_cache(LAUNCHES)
+def of_rows(shares: int, length: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    block = min(triton.next_power_of_2(length), LONGEST_ROW)
+    # One warp a row while its registers hold it: then none waits for another.
+    together = max(ONE_WARP // block, 1)
+    warps = min(max(block // ONE_WARP, 1), 8)
+    return Launch(_rows, (-(-shares // together),), shares, length, together, block, num_warps=warps)
 
 
 def ranges(x: Tensor, found: Tensor) -> Tensor:
     """`found`, filled: pictures × parts × 3, as `quantizing.empty_ranges` says."""
-    shares, parts, _ = found.shape
-    length = x[0].numel() if shares else 0
-    if x.numel():
-        with torch.cuda.device_of(x):
-            _ranges[(parts, shares)](x, found, length, parts, numbers_of(length), NUMBERS, num_warps=8)
+    if count := x.numel():
+        of_ranges(len(found), found.shape[1], count // len(found), x.dtype, x.device)(x, found)
     return found
+
+
+@functools.lru_cache(LAUNCHES)
+def of_ranges(shares: int, parts: int, length: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    return Launch(_ranges, (parts, shares), length, parts, numbers_of(length), NUMBERS, num_warps=8)
 
 
 def pictures(
@@ -48,18 +56,19 @@ def pictures(
     """The last three, filled, of the ranges that `ranges` has found: int8 of batch × channels × height × width, as
     `quantizing.pictures` says.
     """
-    batch, channels, height, width = x.shape
-    tall, wide, parts = *values.shape[2:], found.shape[1]
     if values.numel():
-        grid = (tall, triton.cdiv(wide, PIXELS) * triton.cdiv(channels, CHANNELS), batch)
-        with torch.cuda.device_of(x):
-            _pictures[grid](
-                *(x, found, values, scale, zero_point, channels, height, width, *x.stride()),
-                *(margins[0], margins[2], tall, wide, parts),
-                *(triton.next_power_of_2(parts), PIXELS, CHANNELS),
-                num_warps=4,
-            )
+        size = (*x.shape, *x.stride(), *margins, found.shape[1])
+        of_pictures(size, x.dtype, x.device)(x, found, values, scale, zero_point)
     return values, scale, zero_point
+
+
+@functools.lru_cache(LAUNCHES)
+def of_pictures(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Launch:
+    batch, channels, height, width, *strides, left, right, top, bottom, parts = size
+    tall, wide = height + top + bottom, width + left + right
+    grid = (tall, triton.cdiv(wide, PIXELS) * triton.cdiv(channels, CHANNELS), batch)
+    numbers = (channels, height, width, *strides, left, top, tall, wide, parts)
+    return Launch(_pictures, grid, *numbers, triton.next_power_of_2(parts), PIXELS, CHANNELS, num_warps=4)
 
 
 @triton.jit

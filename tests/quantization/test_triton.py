@@ -160,3 +160,21 @@ def test_a_whole_layer_on_the_kernels(name, bits, device) -> None:
         else exact.linear(activation.as_rows(), plain, x.dtype).view(2, 3, -1)
     )
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("linear", (2, 3, 70)), ("3x3", (2, 70, 6, 5)), ("3x3", (2, 70, 1, 1)), ("uneven", (2, 70, 1, 1))],
+)
+def test_a_sum_in_the_product_is_one_after_it(name, shape, dtype, device) -> None:
+    """To the bit: the product is rounded first. What is added may be a number a picture and output."""
+    window, channels = WINDOWS.get(name), 9
+    inputs = channels * (window.kernel_size[0] * window.kernel_size[1] if window else 1)
+    x = torch.randn((2, channels, 6, 5) if window else (2, 3, channels)).to(device, dtype)
+    whole = schemes.quantize_int8(torch.randn(70, inputs, device=device))
+    sums = whole.values.sum(1, dtype=torch.int32)
+    weights = kernels.Weights(whole.values, whole.scale, sums, torch.randn(70, device=device))
+    plus = torch.randn(shape).to(device, dtype)
+    found = kernels.Triton().layer(x, weights, window, plus=plus)
+    assert torch.equal(found, kernels.Triton().layer(x, weights, window) + plus)

@@ -16,7 +16,7 @@ if Version(importlib.metadata.version("triton")) < Version("3.5"):
 
 POINTERS = {
     **{"image": "*i8", "integers": "*i8", "scale": "*fp32", "column_sums": "*i32", "bias": "*fp32"},
-    **{"image_scale": "*fp32", "zero_point": "*i32", "out": "*fp16"},
+    **{"image_scale": "*fp32", "zero_point": "*i32", "plus": "*fp16", "out": "*fp16"},
 }
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, "gfx90a": 64, "gfx942": 64}
 """What a block may have of each, as the data sheets have it."""
@@ -34,8 +34,11 @@ SMALL_KERNELS = {  # module, function, what the compiler knows, warps
     "ranges": ("quantize", "_ranges", {"BLOCK": 4096}, 8),
     "pictures": ("quantize", "_pictures", {"COLUMNS": 1024, **PICTURE}, 4),
     "moments": ("between", "_moments", PICTURE, 4),
-    "scaled": ("between", "_scaled", {"SILU": True, **PICTURE}, 4),
+    "scaled": ("between", "_scaled", {"SILU": True, "HAS_RANGES": True, **PICTURE, "PIXELS": 128}, 8),
+    "layer norm": ("between", "_layer_norm", {"ADDS": True, "TOGETHER": 1, "BLOCK": 512}, 1),
+    "wide layer norm": ("between", "_layer_norm", {"ADDS": True, "TOGETHER": 1, "BLOCK": 4096}, 8),
     "geglu": ("between", "_geglu", {"ROWS": 4, "WIDTH": 256}, 4),
+    "geglu rows": ("between", "_geglu_rows", {"TOGETHER": 1, "BLOCK": 8192}, 8),
     "unpack": ("kernels", "_unpack", {"BLOCK": 64}, 4),
 }
 SIXTEENS = (
@@ -44,7 +47,8 @@ SIXTEENS = (
 )
 BYTES = ("values", "packed", "multipliers")
 WHOLE = {"zero_point": "*i32"}
-HALVES = ("x", "weight", "bias", "out")
+NUMBERS = {"eps": "fp32"}
+HALVES = ("x", "added", "weight", "bias", "total", "normal", "out")
 
 
 @pytest.mark.parametrize("architecture", SHARED_KIB)
@@ -80,7 +84,7 @@ def test_the_others(architecture: Any, name: str, tmp_path: Path) -> None:
     module, function, known, warps = SMALL_KERNELS[name]
     kernel = getattr(modules[module], function)
     kinds = {**dict.fromkeys(HALVES, "*fp16"), **dict.fromkeys(BYTES, "*i8"), **WHOLE}
-    kinds |= dict.fromkeys(("scale", "found", "moments", "scales"), "*fp32")
+    kinds |= dict.fromkeys(("scale", "found", "moments", "scales", "ranges"), "*fp32")
     pointers = {each: kinds[each] for each in kernel.arg_names if each in kinds}
     made = compiled(kernel, architecture, pointers, known, SIXTEENS, warps)
     check_fits(made, architecture, warps, tmp_path)
@@ -96,12 +100,23 @@ def test_what_is_older_does_not_compile() -> None:
         product(75, tiles.SMALL)
 
 
-def product(architecture: Any, tile: Any) -> Any:
+@pytest.mark.parametrize("architecture", [80, 86, 90])
+def test_the_product_with_a_sum_in_its_end(architecture: int, tmp_path: Path) -> None:
+    """What is spilled for it is a few numbers a thread, once, where the sum is and not where it multiplies."""
+    from optsd.quantization import tiles
+
+    for tile in (*tiles.suited(128, architecture), tiles.SMALL):
+        made = product(architecture, tile, added=1)
+        if made.metadata.shared <= SHARED_KIB[architecture] * 1024:
+            assert resources(made.asm["cubin"], tmp_path)["STACK"] <= 48
+
+
+def product(architecture: Any, tile: Any, added: int = 0) -> Any:
     """As it is launched for a convolution of SD v1.5: addresses and channels in sixteens."""
     from optsd.quantization import triton_kernels
 
     known = {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.depth, "GROUP": triton_kernels.GROUP}
-    known |= {"POINTWISE": False, "HAS_BIAS": True, "EVEN": True}
+    known |= {"POINTWISE": False, "HAS_BIAS": True, "ADDED": added, "EVEN": True}
     ones = ("stride_y", "stride_x", "dilation_y", "dilation_x")
     known |= dict.fromkeys(ones, 1)
     sixteens = ("channels", "outputs")
@@ -122,7 +137,7 @@ def compiled(
     from triton.compiler import ASTSource
 
     names = function.arg_names
-    signature = {name: "constexpr" if name in known else pointers.get(name, "i32") for name in names}
+    signature = {name: "constexpr" if name in known else pointers.get(name, NUMBERS.get(name, "i32")) for name in names}
     wide = [place for place, name in enumerate(names) if name in pointers or name in sixteens]
     attributes = {(place,): [["tt.divisibility", 16]] for place in wide}
     source = ASTSource(function, signature, {(names.index(name),): value for name, value in known.items()}, attributes)
