@@ -54,7 +54,7 @@ def are_rows_held(width: int) -> bool:
 
 def _empty_moments(x: Tensor) -> Tensor:
     parts, _ = blocks.parts_of(x.shape[2] * x.shape[3])
-    return x.new_empty(len(x), parts, x.shape[1], 2, dtype=torch.float32)
+    return x.new_empty(x.shape[0], parts, x.shape[1], 2, dtype=torch.float32)
 
 
 @operator("channel_moments(Tensor x) -> Tensor", _empty_moments)
@@ -64,7 +64,7 @@ def channel_moments(x: Tensor) -> Tensor:
 
 
 def _empty_scales(moments: Tensor, *_: object) -> Tensor:
-    return moments.new_empty(len(moments), 2, moments.shape[2])
+    return moments.new_empty(moments.shape[0], 2, moments.shape[2])
 
 
 @operator(
@@ -78,7 +78,7 @@ def group_scales(moments: Tensor, *others: Any) -> Tensor:
 
 def _empty_pictures(x: Tensor, _scales: object, _silu: bool, to_integers: bool) -> tuple[Tensor, Tensor]:
     parts = blocks.pieces_of(x.shape[2] * x.shape[3], x.shape[1])
-    ranges = x.new_empty(len(x) if to_integers else 0, parts[0] * parts[2], 3, dtype=torch.float32)
+    ranges = x.new_empty(x.shape[0] if to_integers else 0, parts[0] * parts[2], 3, dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), ranges
 
 

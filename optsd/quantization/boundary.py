@@ -180,7 +180,7 @@ def _added(norm: nn.LayerNorm, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor
     return torch.ops.optsd.add_layer_norm(x, added, norm.weight, norm.bias, norm.eps)
 
 
-def _gated(into: nn.Module, x: Tensor, out: nn.Module) -> Tensor:
+def _gated(into: Any, x: Tensor, out: Any) -> Tensor:
     """into(x) for the layer `out`, which on a GPU is given integers where it multiplies them."""
     is_for_gpu = not on_cpu(x) and _is_bare(into, FusedGEGLU) and has_end(out)
     if not is_for_gpu or not between.are_rows_held(out.in_features):

@@ -8,6 +8,7 @@ only what follows them is rounded.
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ class Triton(Kernel):
                 plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)
             return self._pictures(image, weights, window, x.dtype, plus)
         if plus is not None:
-            plus = plus.expand(*x.shape[:-1], len(weights.scale)).to(x.dtype).contiguous()
+            plus = plus.expand(*x.shape[:-1], weights.scale.shape[0]).to(x.dtype).contiguous()
         out = self._rows(quantizing.rows(x, x.ndim - 1), weights, x.dtype, plus)
         return between.geglu(out) if gated else out
 
@@ -250,7 +251,7 @@ def _int8(weights: Weights, inputs: int) -> Tensor:
 
 def _empty_rows(values: Tensor, *others: Any) -> Tensor:
     integers, dtype = others[2], others[-1]
-    return values.new_empty(*values.shape[:-1], len(integers), dtype=dtype)
+    return values.new_empty(*values.shape[:-1], integers.shape[0], dtype=dtype)
 
 
 @operator(
@@ -258,16 +259,15 @@ def _empty_rows(values: Tensor, *others: Any) -> Tensor:
     "Tensor column_sums, Tensor? bias, Tensor? plus, ScalarType dtype) -> Tensor",
     _empty_rows,
 )
-def int8_linear(values: Tensor, row_scale: Tensor, zero_point: Tensor, *others: Any) -> Tensor:
-    *weights, plus, _ = others
-    out = _empty_rows(values, row_scale, zero_point, *others)
-    return compiled("triton_kernels").linear(Activation(values, row_scale, zero_point), Weights(*weights), plus, out)
+def int8_linear(*given: Any) -> Tensor:
+    return compiled("triton_kernels").linear(*given[:-1], _empty_rows(*given))
 
 
 def _empty_pictures(image: Tensor, *others: Any) -> Tensor:
-    integers, *_, kernel_size, stride, dilation, dtype = others[2:]
-    size = output_size(image.shape[2:], Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1))
-    return image.new_empty(len(image), *size, len(integers), dtype=dtype).permute(0, 3, 1, 2)
+    _, _, integers, *_, kernel_size, stride, dilation, dtype = others
+    batch, _, *padded = image.shape
+    size = output_size(padded, Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1))
+    return image.new_empty(batch, *size, integers.shape[0], dtype=dtype).permute(0, 3, 1, 2)
 
 
 @operator(
@@ -276,12 +276,8 @@ def _empty_pictures(image: Tensor, *others: Any) -> Tensor:
     "ScalarType dtype) -> Tensor",
     _empty_pictures,
 )
-def int8_conv2d(image: Tensor, image_scale: Tensor, zero_point: Tensor, *others: Any) -> Tensor:
-    *weights, plus, kernel_size, stride, dilation, _ = others
-    window = Window(kernel_size, stride, dilation, (0, 0, 0, 0), groups=1)
-    out = _empty_pictures(image, image_scale, zero_point, *others)
-    pictures = Activation(image, image_scale, zero_point)
-    return compiled("triton_kernels").conv2d(pictures, Weights(*weights), window, plus, out)
+def int8_conv2d(*given: Any) -> Tensor:
+    return compiled("triton_kernels").conv2d(*given[:-1], _empty_pictures(*given))
 
 
 @operator(
@@ -357,7 +353,7 @@ def _windows(x: Tensor, window: Window, size: Pair) -> Tensor:
     return view.reshape(batch * size[0] * size[1], -1)
 
 
-def output_size(padded: torch.Size, window: Window) -> Pair:
+def output_size(padded: Sequence[int], window: Window) -> Pair:
     """Rows and columns of what a convolution gives. Raises BadInput where not one window fits."""
     rows, columns = (
         (length - step * (extent - 1) - 1) // hop + 1

@@ -61,8 +61,9 @@ def empty_pictures(x: Tensor, ranges: Tensor, margins: tuple[int, ...]) -> tuple
 
 def empty_ranges(x: Tensor) -> Tensor:
     """Room for pictures × parts × 3: the smallest and the largest number of each part, and 1 where one is NaN."""
-    length = x[0].numel() if len(x) else 0
-    return x.new_empty(len(x), -(-length // blocks.numbers_of(length)), 3, dtype=torch.float32)
+    pictures = x.shape[0]
+    length = x.numel() // max(pictures, 1)
+    return x.new_empty(pictures, -(-length // blocks.numbers_of(length)), 3, dtype=torch.float32)
 
 
 def _one_each(x: Tensor, shares: int) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def of_scales(
 
 
 def scaled(x: Tensor, scales: Tensor, silu: bool, out: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-    of_scaled((*x.shape, *_strides(x)), silu, len(ranges) > 0, x.dtype, x.device)(x, scales, out, ranges)
+    of_scaled((*x.shape, *_strides(x)), silu, ranges.shape[0] > 0, x.dtype, x.device)(x, scales, out, ranges)
     return out, ranges
 
 

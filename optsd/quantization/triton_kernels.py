@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optsd.quantization import tiles
 from optsd.quantization.launches import LAUNCHES, Launch
-from optsd.quantization.schemes import Activation, Weights, Window
+from optsd.quantization.schemes import Pair
 from optsd.quantization.tiles import Tile
 
 GROUP = 8  # tiles one below the other that share their weights in the cache, before the next column begins
@@ -20,42 +20,68 @@ UNPACKED = 64  # inputs, and outputs, that one block unpacks
 NOTHING, LIKE_OUT, OF_PICTURES = 0, 1, 2  # what is added in the end
 
 
-def linear(rows: Activation, weights: Weights, plus: Tensor | None, out: Tensor) -> Tensor:
+def linear(
+    values: Tensor,
+    row_scale: Tensor,
+    zero_point: Tensor,
+    integers: Tensor,
+    scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    out: Tensor,
+) -> Tensor:
     """`out`, filled: … × outputs, of … × inputs, each row with a scale of its own. `plus`: like `out`."""
-    outputs, inputs = weights.integers.shape
-    size = (out.numel() // max(outputs, 1), outputs, inputs, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
-    return _multiply(rows, weights, size, plus, NOTHING if plus is None else LIKE_OUT, out)
+    outputs, inputs = integers.shape
+    size = (out.numel() // max(outputs, 1), outputs, inputs, *(1,) * 10)  # a row is a picture of one pixel
+    added = NOTHING if plus is None else LIKE_OUT
+    return _multiply(values, row_scale, zero_point, integers, scale, column_sums, bias, plus, out, size, added)
 
 
-def conv2d(image: Activation, weights: Weights, window: Window, plus: Tensor | None, out: Tensor) -> Tensor:
+def conv2d(
+    image: Tensor,
+    image_scale: Tensor,
+    zero_point: Tensor,
+    integers: Tensor,
+    scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    kernel_size: Pair,
+    stride: Pair,
+    dilation: Pair,
+    out: Tensor,
+) -> Tensor:
     """`out`, filled: batch × outputs × rows × columns, of batch × channels × height × width; both channels last.
 
     The picture has its border already: no window leaves it. Each picture has its scale and its zero point. `plus`: like
     `out`, or batch × outputs × 1 × 1.
     """
-    batch, outputs, *size = out.shape
-    numbers = (*image.values.shape[1:], *size, *window.stride, *window.dilation, *window.kernel_size)
+    batch, outputs, rows, columns = out.shape
+    numbers = (*image.shape[1:], rows, columns, *stride, *dilation, *kernel_size)
+    size = (batch * rows * columns, outputs, *numbers)
     added = NOTHING if plus is None else LIKE_OUT if plus.shape == out.shape else OF_PICTURES
-    return _multiply(image, weights, (batch * size[0] * size[1], outputs, *numbers), plus, added, out)
+    return _multiply(image, image_scale, zero_point, integers, scale, column_sums, bias, plus, out, size, added)
 
 
 def _multiply(
-    activation: Activation, weights: Weights, size: tuple[int, ...], plus: Tensor | None, added: int, out: Tensor
+    values: Tensor,
+    scale_of_values: Tensor,
+    zero_point: Tensor,
+    integers: Tensor,
+    scale: Tensor,
+    column_sums: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    out: Tensor,
+    size: tuple[int, ...],
+    added: int,
 ) -> Tensor:
     if out.numel():
-        product = of_product(size, weights.bias is not None, added, out.dtype, out.device)
-        scale = weights.scale
-        product(
-            activation.values,
-            weights.integers,
-            scale,
-            weights.column_sums,
-            scale if weights.bias is None else weights.bias,
-            activation.scale,
-            activation.zero_point,
-            out if plus is None else plus,
-            out,
-        )
+        product = of_product(size, bias is not None, added, out.dtype, out.device)
+        # What is not read is some other tensor.
+        weights = (integers, scale, column_sums, scale if bias is None else bias)
+        product(values, *weights, scale_of_values, zero_point, out if plus is None else plus, out)
     return out
 
 

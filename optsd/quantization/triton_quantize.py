@@ -41,7 +41,7 @@ def of_rows(shares: int, length: int, dtype: torch.dtype, device: torch.device) 
 def ranges(x: Tensor, found: Tensor) -> Tensor:
     """`found`, filled: pictures × parts × 3, as `quantizing.empty_ranges` says."""
     if count := x.numel():
-        of_ranges(len(found), found.shape[1], count // len(found), x.dtype, x.device)(x, found)
+        of_ranges(found.shape[0], found.shape[1], count // found.shape[0], x.dtype, x.device)(x, found)
     return found
 
 

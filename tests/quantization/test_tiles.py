@@ -18,13 +18,13 @@ def timed(monkeypatch, tmp_path: Path) -> list[Tile]:
     """The tiles that were timed, of which the last one is the fastest, on a GPU that is not there."""
     seen: list[Tile] = []
 
-    def seconds(tile: Tile, run: object) -> float:
+    def duration(tile: Tile, run: object) -> float:
         seen.append(tile)
         return 1 / len(seen)
 
     monkeypatch.setenv("OPTSD_HOME", str(tmp_path))
     monkeypatch.setattr(tiles, "_found", {})
-    monkeypatch.setattr(tiles, "_seconds", seconds)
+    monkeypatch.setattr(tiles, "_duration", duration)
     monkeypatch.setattr(tiles, "_kind", lambda index: "a-gpu")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
