@@ -211,7 +211,10 @@ def _output(config: pytest.Config) -> Path:
         folder = folders.new_run(latest.parent)
         # --junitxml=reports/latest/… and --benchmark-json=…: the latest run will be this one.
         for name in ("xmlpath", "benchmark_json"):
-            given = config.invocation_params.dir / (getattr(config.option, name, None) or ".")
+            named = getattr(config.option, name, None) or "."
+            if hasattr(named, "write"):  # pytest-benchmark before 5.3 has opened it
+                continue
+            given = config.invocation_params.dir / named
             file = Path(os.path.normpath(given))
             if file.is_relative_to(latest):
                 setattr(config.option, name, str(folder / file.relative_to(latest)))

@@ -207,7 +207,8 @@ def _check_files(config: pytest.Config) -> None:
         if config.getoption("--expected-update"):
             check_writable(config.rootpath / expected, "--expected")
         # pytest-benchmark opens it at the end, makes no folder for it, and takes what others write down with it.
-        if json := config.getoption("benchmark_json", None):
+        json = config.getoption("benchmark_json", None)
+        if json and not hasattr(json, "write"):  # before 5.3 it has opened it by now
             check_writable(Path(json).parent, "--benchmark-json")  # which makes it
     except BadInput as error:
         raise pytest.UsageError(str(error)) from None

@@ -21,6 +21,7 @@ from optsd import anatomy, models
 from optsd.errors import BadInput
 from optsd.measure.run import timing_prompts
 from optsd.measure.seeds import noise_seeds
+from optsd.optimizations.peers import Int8Torchao
 from optsd.records import Workload
 
 CALIBRATION_STEPS = 4
@@ -214,8 +215,14 @@ class CompiledInt8(Compiled):
     packages: tuple[str, ...] = ("torchao",)
 
     def change(self, workload: Workload) -> None:
-        torchao = _needed("torchao.quantization")
-        torchao.quantize_(anatomy.denoiser(self.pipe), torchao.Int8DynamicActivationInt8WeightConfig())
+        torchao, technique = _needed("torchao.quantization"), Int8Torchao()
+        denoiser = anatomy.denoiser(self.pipe)
+        device = anatomy.device(denoiser)
+        torchao.quantize_(
+            denoiser,
+            torchao.Int8DynamicActivationInt8WeightConfig(),
+            lambda layer, name: type(layer) is nn.Linear and not technique.leaves(name, device),
+        )
         super().change(workload)
 
 

@@ -6,6 +6,7 @@ step: the arguments' shapes, the weights' places, LoRA scales, torch's flags, an
 Where it differs the step is another one, and is recorded anew.
 """
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -38,15 +39,17 @@ class CudaGraphs:
     """CUDA's own, which share their memory: a result is copied before another one is replayed."""
 
     def __init__(self) -> None:
-        self.pool: Any = None
+        self.living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def record(self, run: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
         with torch.cuda.device(device):
-            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            # A pool ends with the last graph in it, and torch fails at one that has ended.
+            pool = next((graph.pool() for graph in self.living), None)
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 result = run()
+        self.living.add(graph)
         return graph.replay, result
 
 

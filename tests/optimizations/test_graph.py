@@ -1,6 +1,8 @@
 """When a step is recorded, replayed and recorded anew, with a recorder that does again what torch's operators did."""
 
+import contextlib
 import copy
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ import optsd
 from optsd import native
 from optsd.calls import interpose
 from optsd.errors import Unsupported
-from optsd.optimizations.graph import MOST_RECORDINGS, Graph, check_replayable, state_of
+from optsd.optimizations.graph import MOST_RECORDINGS, CudaGraphs, Graph, check_replayable, state_of
 from optsd.variants import Variant, against_eager
 
 STAND_IN = Graph(Replays)
@@ -250,3 +252,56 @@ def test_on_a_gpu_the_pictures_are_the_same_to_the_byte(gpu, name):
         drawn.append(pipe("a small red circle", num_inference_steps=8, generator=generator, output_type="np").images)
     assert (drawn[0] == drawn[1]).all()
     assert patch.proof["steps_replayed"] >= 3
+
+
+def test_graphs_share_the_pool_of_one_that_lives(monkeypatch):
+    """torch fails at a pool that has ended, as it does when what is recorded is forgotten all at once."""
+
+    class Stand:
+        made = 0
+
+        def __init__(self):
+            Stand.made += 1
+            self.own, self.given = (0, Stand.made), None
+
+        def pool(self):
+            return self.given or self.own
+
+        def replay(self):
+            pass
+
+    @contextlib.contextmanager
+    def capture(graph, pool, **_):
+        graph.given = pool
+        yield
+
+    for name, value in {"CUDAGraph": Stand, "graph": capture, "device": contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs, device = CudaGraphs(), torch.device("cuda", 0)
+    (first, _), (second, _) = (graphs.record(lambda: None, device) for _ in range(2))
+    assert second.__self__.pool() == first.__self__.pool() == (0, 1)
+    del first
+    assert graphs.record(lambda: None, device)[0].__self__.pool() == (0, 1)
+    del second
+    gc.collect()
+    assert graphs.record(lambda: None, device)[0].__self__.pool() == (0, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["flash", "int8+flash"])
+def test_on_a_gpu_it_goes_on_when_all_that_was_recorded_is_forgotten(gpu, name):
+    """As when a bench times the stages, or an adapter comes."""
+    from optsd.measure.seeds import fix_seeds
+
+    fix_seeds()
+    pipe = optsd.load("shapes", gpu)
+    patch = optsd.apply(pipe, f"{name}+graph")
+    drawn = []
+    for recorded in (1, 2, 3):
+        generator = torch.Generator().manual_seed(1)
+        drawn.append(pipe("a small red circle", num_inference_steps=5, generator=generator, output_type="np").images)
+        assert patch.proof["graphs_recorded"] == recorded
+        pipe.unet.conv_out.bias = torch.nn.Parameter(pipe.unet.conv_out.bias.clone(), requires_grad=False)
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] == drawn[2]).all()
+    assert torch.randn(2, device=gpu).isfinite().all()
