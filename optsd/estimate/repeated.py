@@ -24,6 +24,9 @@ from optsd.calls import plain_class
 from optsd.estimate.trace import Event, Tracer, key_of
 from optsd.state import Tally
 
+SMALL = 2
+"""Modules of a block that is not worth it."""
+
 Form = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype, int]
 """Of a tensor: shape, strides, offset, type, bytes of the memory that it looks at."""
 
@@ -58,6 +61,10 @@ class Repeated:
         """Stand in the place of `forward` in the blocks of the component's lists."""
         lists = [each for each in component.modules() if isinstance(each, nn.ModuleList)]
         for block in {id(block): block for each in lists for block in each}.values():
+            # The layers of a feed-forward lie in a list too. A layer at which somebody stands is called by itself, where
+            # a block would have what follows it computed in the same pass (`boundary._is_bare`).
+            if len(list(block.modules())) <= SMALL:
+                continue
             block.forward = partial(self._run, block, block.forward)
 
     def _run(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -49,7 +49,7 @@ class Block(nn.Module):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.layer, self.settings = nn.Linear(8, 8), settings
+        self.layer, self.nothing, self.settings = nn.Linear(8, 8), nn.Identity(), settings
 
     def forward(self, x: Tensor) -> Tensor:
         Block.runs += 1
@@ -73,6 +73,13 @@ def run(blocks: Any, x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
+
+
+def test_nobody_stands_at_a_layer() -> None:
+    """Or it would be called by itself where a block has it compute what follows."""
+    lists = nn.ModuleList([nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), Block()])
+    Repeated(Tracer("cpu")).watch(lists)
+    assert ["forward" in vars(each) for each in lists] == [False, False, True]
 
 
 def test_equal_blocks_run_once_and_each_is_named() -> None:
