@@ -61,8 +61,8 @@ class Repeated:
         """Stand in the place of `forward` in the blocks of the component's lists."""
         lists = [each for each in component.modules() if isinstance(each, nn.ModuleList)]
         for block in {id(block): block for each in lists for block in each}.values():
-            # The layers of a feed-forward lie in a list too. A layer at which somebody stands is called by itself, where
-            # a block would have what follows it computed in the same pass (`boundary._is_bare`).
+            # The layers of a feed-forward lie in a list too. One at which somebody stands is called by itself, where a
+            # block would have what follows it computed in the same pass (`boundary._is_bare`).
             if len(list(block.modules())) <= SMALL:
                 continue
             block.forward = partial(self._run, block, block.forward)

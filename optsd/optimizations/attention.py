@@ -192,26 +192,34 @@ class FirstOf:
         self.tally = Tally()
         self.passed_over: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.chosen: dict[tuple[torch.device, torch.dtype, int, bool], Kernel] = {}
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """B×heads×N×d by the first kernel of the order that serves. Raises Unsupported when none does."""
+        kind = query.device, query.dtype, query.shape[-1], mask is not None
+        while True:
+            kernel = self.chosen.get(kind) or self._choose(*kind)
+            try:
+                attended = kernel(query, key, value, mask, scale)
+            except RuntimeError as error:
+                if not self.recover or is_out_of_memory(error):
+                    raise
+                self.failed[kernel.name] = f"it failed: {str(error).splitlines()[0]}"
+                self.chosen.clear()
+            else:
+                self.tally.add(kernel.operator(query.device))
+                return attended
+
+    def _choose(self, device: torch.device, dtype: torch.dtype, width: int, masked: bool) -> Kernel:
         reasons: dict[str, str] = {}
         for kernel in self.order:
-            reason = self.failed.get(kernel.name) or kernel.refusal(
-                query.device, query.dtype, query.shape[-1], mask is not None
-            )
+            reason = self.failed.get(kernel.name) or kernel.refusal(device, dtype, width, masked)
             if not reason:
-                try:
-                    attended = kernel(query, key, value, mask, scale)
-                except RuntimeError as error:
-                    if not self.recover or is_out_of_memory(error):
-                        raise
-                    reason = self.failed[kernel.name] = f"it failed: {str(error).splitlines()[0]}"
-                else:
-                    if reasons.keys() - self.passed_over.keys():
-                        self.passed_over.update(reasons)
-                    self.tally.add(kernel.operator(query.device))
-                    return attended
+                if reasons.keys() - self.passed_over.keys():
+                    self.passed_over.update(reasons)
+                if not torch.compiler.is_compiling():  # asking in every call takes longer than a small layer
+                    self.chosen[device, dtype, width, masked] = kernel
+                return kernel
             reasons[kernel.name] = reason
         raise Unsupported(f"no attention kernel can run: {_listed(reasons)}", self.remedy)
 
@@ -252,7 +260,7 @@ class KernelProcessor:
 
         # B×N×(heads·d) -> B×heads×N×d
         query, key, value = (
-            tensor.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            tensor.view(*tensor.shape[:-1], attn.heads, -1).transpose(1, 2)
             for tensor in project(attn, hidden_states, encoder_hidden_states)
         )
         if attention_mask is not None:

@@ -91,10 +91,10 @@ class Flash:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         if query.device.type == "cpu":
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
                 query, key, value, attn_mask=mask, scale=scale
             )[0]
-        return _padded_to_eight(torch.ops.aten._scaled_dot_product_flash_attention, query, key, value, scale)
+        return _padded_to_eight(torch.ops.aten._scaled_dot_product_flash_attention.default, query, key, value, scale)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ class CudnnFlash:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> tuple[Tensor, ...]:
-            return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False, scale=scale)
+            return torch.ops.aten._scaled_dot_product_cudnn_attention.default(
+                query, key, value, None, False, scale=scale
+            )
 
         return _padded_to_eight(attend, query, key, value, scale)
 
@@ -136,7 +138,7 @@ class MemoryEfficient:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> tuple[Tensor, ...]:
-            return torch.ops.aten._scaled_dot_product_efficient_attention(
+            return torch.ops.aten._scaled_dot_product_efficient_attention.default(
                 query, key, value, None, compute_log_sumexp=False, scale=scale
             )
 
