@@ -1,4 +1,4 @@
-"""The CPU's own kernels (kernels.cpp): attention, quantized layers, GroupNorm with SiLU, and GEGLU.
+"""The CPU's own kernels (kernels.cpp): attention, quantized layers, GroupNorm with SiLU, LayerNorm, and GEGLU.
 
 The machine's C++ compiler makes them the first time, in a few seconds, into `$OPTSD_HOME/native`, for the best of the
 `InstructionSet`s that the processor has. Where they cannot run, `refusal` says why, and torch's operators take their

@@ -1,4 +1,5 @@
-// The CPU's own kernels: quantized activations and layers, group normalization with SiLU, GEGLU and attention.
+// The CPU's own kernels: quantized activations and layers, with sums and GEGLU in their end, group normalization with
+// SiLU, layer normalization of a sum, GEGLU and attention.
 //
 // Plain C functions over addresses, so that they compile in a second or two, without torch's headers. __init__.py
 // checks shapes, types and the processor, compiles this file and calls it. Each algorithm is here once; what a register
