@@ -44,7 +44,8 @@ class CudaGraphs:
     def record(self, run: Callable[[], Any], device: torch.device) -> tuple[Callable[[], Any], Any]:
         with torch.cuda.device(device):
             # A pool ends with the last graph in it, and torch fails at one that has ended.
-            pool = next((graph.pool() for graph in self.living), None)
+            kept = next(iter(self.living), None)  # and is held until the end
+            pool = kept.pool() if kept is not None else None
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

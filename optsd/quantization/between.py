@@ -37,6 +37,9 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """x + added, and its normalization, which carries the integers of its rows."""
+    if x.dtype != added.dtype or x.shape != added.shape:  # as autocast leaves them: torch knows the type of the sum
+        total = x + added
+        return total, layer_norm(total, norm)
     total, normal, *integers = add_normal_rows(x.contiguous(), added.contiguous(), norm.weight, norm.bias, norm.eps)
     return total, carry(normal, tuple(integers))
 

@@ -166,7 +166,7 @@ def _attended(attention: Attention, x: Tensor, text: Tensor | None, mask: Tensor
 
 def _is_of_rows(norm: Any, x: Tensor) -> bool:
     """Whether a kernel of ours computes it: for GPUs, of rows that a block holds."""
-    is_whole = _is_bare(norm, nn.LayerNorm) and norm.bias is not None and norm.weight.device == x.device
+    is_whole = _is_bare(norm, nn.LayerNorm) and norm.bias is not None and _lies_with(norm, x)
     return is_whole and (on_cpu(x) or between.are_rows_held(x.shape[-1]))
 
 
@@ -189,10 +189,11 @@ def _gated(into: Any, x: Tensor, out: Any) -> Tensor:
 
 
 def _is_bare(module: Any, *kinds: type) -> bool:
-    """Whether it is of these classes itself and nobody stands at its calls: no wrapper, no hook, no other `forward`."""
+    """Whether it is of these classes itself and nobody stands at its calls: no wrapper, hook, compiler or `forward`."""
     if not any(type(module) is kind for kind in kinds):
         return False
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl
+    return not (hooked or "forward" in vars(module))
 
 
 def has_end(layer: Any) -> bool:
@@ -202,12 +203,16 @@ def has_end(layer: Any) -> bool:
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor) -> Tensor:
     """layer(x) + added; what is added to pictures may be batch × channels × 1 × 1."""
-    return layer(x, plus=added) if has_end(layer) else layer(x) + added
+    return layer(x, plus=added) if has_end(layer) and added.dtype == x.dtype else layer(x) + added
 
 
 def _is_plain(norm: Any, x: Tensor) -> bool:
-    # weights that are offloaded lie elsewhere until the norm itself is called
-    return _is_bare(norm, nn.GroupNorm) and norm.affine and norm.weight.device == x.device
+    return _is_bare(norm, nn.GroupNorm) and norm.affine and _lies_with(norm, x)
+
+
+def _lies_with(norm: Any, x: Tensor) -> bool:
+    """Weights that are offloaded lie elsewhere until the norm itself is called."""
+    return norm.weight.device == norm.bias.device == x.device
 
 
 def _normalized(norm: nn.GroupNorm, x: Tensor, silu: bool = True, of: nn.Module | None = None) -> Tensor:

@@ -214,23 +214,23 @@ class Triton(Kernel):
         if window is not None:
             image = quantizing.pictures(x, window.margins)
             if plus is not None:
-                plus = plus.to(x.dtype).contiguous(memory_format=torch.channels_last)
+                plus = (
+                    plus.expand(x.shape[0], *plus.shape[1:]).to(x.dtype).contiguous(memory_format=torch.channels_last)
+                )
             return self._pictures(image, weights, window, x.dtype, plus)
         if plus is not None:
             plus = plus.expand(*x.shape[:-1], weights.scale.shape[0]).to(x.dtype).contiguous()
-        out = self._rows(quantizing.rows(x, x.ndim - 1), weights, x.dtype, plus)
+        out = self.linear(quantizing.rows(x, x.ndim - 1), weights, x.dtype, plus)
         return between.geglu(out) if gated else out
 
-    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype) -> Tensor:
-        return self._rows(rows, weights, dtype)
+    def linear(self, rows: Activation, weights: Weights, dtype: torch.dtype, plus: Tensor | None = None) -> Tensor:
+        """… × inputs, each row a share of its own, to … × outputs; `plus`: the same."""
+        parts = (_int8(weights, rows.values.shape[-1]), weights.scale, weights.column_sums, weights.bias)
+        return int8_linear(rows.values, rows.scale, rows.zero_point, *parts, plus, dtype)
 
     def conv2d(self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype) -> Tensor:
         bordered = pad(image, window.margins).permute(0, 3, 1, 2)
         return self._pictures(Activation(bordered, image.scale, image.zero_point), weights, window, dtype)
-
-    def _rows(self, rows: Activation, weights: Weights, dtype: torch.dtype, plus: Tensor | None = None) -> Tensor:
-        parts = (_int8(weights, rows.values.shape[-1]), weights.scale, weights.column_sums, weights.bias)
-        return int8_linear(rows.values, rows.scale, rows.zero_point, *parts, plus, dtype)
 
     def _pictures(
         self, image: Activation, weights: Weights, window: Window, dtype: torch.dtype, plus: Tensor | None = None

@@ -24,7 +24,8 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: Any, **options: int) -> None:
         self.kernel, self.grid, self.numbers, self.options = kernel, grid, numbers, options
         self.device = -1
-        self.again: Any = None  # launches what was compiled, at addresses
+        self.made: Any = None  # what was compiled, which is unloaded with the last who holds it
+        self.again: Any = None  # launches it at addresses
 
     def __call__(self, *tensors: Tensor) -> None:
         places, together = [], 0
@@ -39,7 +40,8 @@ class Launch:
         with torch.cuda.device_of(tensors[0]):  # Triton launches on the current GPU, whichever one holds the tensors
             made = self.kernel[self.grid](*tensors, *self.numbers, **self.options)
         if aligned and made is not None:  # an interpreter gives nothing back
-            self.device, self.again = tensors[0].get_device(), self._again(made, tensors[0].get_device())
+            self.made, self.device = made, tensors[0].get_device()
+            self.again = self._again(made, self.device)
 
     def _again(self, made: Any, device: int) -> Any:
         from triton.runtime import driver

@@ -4,8 +4,8 @@ An operator is one kernel, so that counting operators counts launches. Where nob
 directly: torch's dispatcher takes as long as a small layer.
 """
 
+import functools
 import importlib
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -34,17 +34,17 @@ def operator(schema: str, empty: Callable[..., Any] | None) -> Callable[[Callabl
         through = getattr(torch.ops.optsd, name)
 
         def call(x: Tensor, *others: Any) -> Any:
-            return (through if is_followed(x) else function)(x, *others)
+            return (through if is_followed(x, *others) else function)(x, *others)
 
         return call
 
     return register
 
 
+@functools.cache
 def compiled(name: str) -> ModuleType:
     """A module of Triton's kernels, which not every machine has. To say `import` in every call takes a microsecond."""
-    name = f"optsd.quantization.{name}"
-    return sys.modules.get(name) or importlib.import_module(name)
+    return importlib.import_module(f"optsd.quantization.{name}")
 
 
 def _no_backward(*_: Any) -> None:
@@ -52,11 +52,11 @@ def _no_backward(*_: Any) -> None:
     raise Unsupported("the GPU's own kernels have no backward pass", "train without quantization")
 
 
-def is_followed(x: Tensor) -> bool:
+def is_followed(x: Tensor, *others: Any) -> bool:
     """Whether somebody looks at which operators run: a trace, a compiler, a profile, automatic differentiation."""
     return (
         type(x) is not Tensor
-        or x.requires_grad
+        or (torch.is_grad_enabled() and any(getattr(each, "requires_grad", False) for each in (x, *others)))
         or torch.compiler.is_compiling()
         or torch.autograd._profiler_enabled()
         or torch._C._len_torch_dispatch_stack() > 0

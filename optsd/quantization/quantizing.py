@@ -16,7 +16,7 @@ NO_MARGINS = (0, 0, 0, 0)
 def carry(x: Tensor, found: tuple[Tensor, ...]) -> Tensor:
     """x, with what its maker found in the same pass: the integers of its rows, or the ranges of its pictures.
 
-    Whoever quantizes x takes them, unless it was changed in place since.
+    Whoever quantizes x takes them, unless it was changed in place since, or is a copy, whose version is another.
     """
     vars(x)["optsd_found"] = None if x.is_inference() else (x._version, found)
     return x

@@ -31,13 +31,14 @@ def of_moments(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 def group_scales(
     moments: Tensor, pixels: int, groups: int, weight: Tensor, bias: Tensor, eps: float, found: Tensor
 ) -> Tensor:
-    of_scales(moments.shape, pixels, groups, eps, weight.dtype, moments.device)(moments, found, weight, bias)
+    dtypes = weight.dtype, bias.dtype
+    of_scales(moments.shape, pixels, groups, eps, dtypes, moments.device)(moments, found, weight, bias)
     return found
 
 
 @functools.lru_cache(LAUNCHES)
 def of_scales(
-    size: tuple[int, ...], pixels: int, groups: int, eps: float, dtype: torch.dtype, device: torch.device
+    size: tuple[int, ...], pixels: int, groups: int, eps: float, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> Launch:
     batch, parts, channels, _ = size
     own = channels // groups
@@ -66,7 +67,8 @@ def layer_norm(
     """`results`, filled: the sum if there is one, what is normal, its integers, scales and zero points."""
     width = x.shape[-1]
     if count := x.numel():
-        launch = of_layer_norm(count // width, width, eps, added is not None, x.dtype, weight.dtype, x.device)
+        dtypes = x.dtype, weight.dtype, bias.dtype
+        launch = of_layer_norm(count // width, width, eps, added is not None, dtypes, x.device)
         total = results[0]  # not written where nothing is added
         launch(x, x if added is None else added, weight, bias, total, *results[-4:])
     return results
@@ -74,11 +76,16 @@ def layer_norm(
 
 @functools.lru_cache(LAUNCHES)
 def of_layer_norm(
-    rows: int, width: int, eps: float, adds: bool, dtype: torch.dtype, of_weights: torch.dtype, device: torch.device
+    rows: int, width: int, eps: float, adds: bool, dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> Launch:
-    block = triton.next_power_of_2(width)
-    together, warps = max(ONE_WARP // block, 1), min(max(block // ONE_WARP, 1), 8)
+    together, block, warps = _of_row(width)
     return Launch(_layer_norm, (triton.cdiv(rows, together),), rows, width, eps, adds, together, block, num_warps=warps)
+
+
+def _of_row(width: int) -> tuple[int, int, int]:
+    """Rows that a block takes together, numbers of each, and warps: one a row while its registers hold it."""
+    block = triton.next_power_of_2(width)
+    return max(ONE_WARP // block, 1), block, min(max(block // ONE_WARP, 1), 8)
 
 
 def geglu(x: Tensor, out: Tensor) -> Tensor:
@@ -102,8 +109,7 @@ def geglu_rows(x: Tensor, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @functools.lru_cache(LAUNCHES)
 def of_geglu_rows(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    block = triton.next_power_of_2(width)
-    together, warps = max(ONE_WARP // block, 1), min(max(block // ONE_WARP, 1), 8)
+    together, block, warps = _of_row(width)
     return Launch(_geglu_rows, (triton.cdiv(rows, together),), rows, width, together, block, num_warps=warps)
 
 
@@ -267,7 +273,7 @@ def _layer_norm(
 @triton.jit
 def _integers(numbers, known, there, row, at, values, scale, zero_point):
     """Rows that are about to be written, as `triton_quantize` makes integers of them when they are read."""
-    numbers = tl.where(known, numbers.to(tl.float32), 0.0)
+    numbers = numbers.to(tl.float32)  # 0 beyond the row
     step, zero = _scale(_least(numbers, 1), _most(numbers, 1), _strange(numbers, 1))
     tl.store(scale + row, step, there)
     tl.store(zero_point + row, zero.to(tl.int32), there)

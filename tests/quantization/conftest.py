@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from optsd import quantization
+from optsd.quantization import operators
 
 MODULES = ("triton_kernels", "triton_quantize", "triton_between")
 
@@ -28,6 +29,7 @@ def device(monkeypatch) -> Iterator[str]:
 
 def _forget() -> None:
     """Whoever imports a kernel next gets it as the environment then says: compiled, or interpreted."""
+    operators.compiled.cache_clear()
     for name in MODULES:
         sys.modules.pop(f"optsd.quantization.{name}", None)
         vars(quantization).pop(name, None)

@@ -186,8 +186,32 @@ def test_who_follows_sees_the_operators_by_name(device) -> None:
     assert {"optsd::channel_moments", "optsd::group_scales", "optsd::scaled"} <= seen
 
 
+def test_a_sum_of_two_types_or_sizes_is_torch_s(device) -> None:
+    """As autocast leaves them."""
+    norm = nn.LayerNorm(8).to(device).requires_grad_(False)
+    x, added = torch.randn(2, 3, 8, device=device, dtype=torch.float16), torch.randn(1, 3, 8, device=device) * 1e5
+    total, normal = between.add_layer_norm(x, added, norm)
+    assert torch.equal(total, x + added)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(normal, norm(total), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_of_other_types_are_other_kernels(device) -> None:
+    """What is compiled for one shape is not launched for numbers of another type."""
+    for kinds in ((torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float32)):
+        for make, shape in ((nn.LayerNorm, (2, 3, 8)), (lambda width: nn.GroupNorm(2, width), (2, 8, 3, 3))):
+            norm = make(8).requires_grad_(False).to(device)
+            norm.weight.data, norm.bias.data = (torch.randn(8, device=device).to(kind) for kind in kinds)
+            x = torch.randn(shape, device=device)
+            found = between.layer_norm(x, norm) if len(shape) == 3 else between.group_norm(x, norm, silu=False)
+            torch.testing.assert_close(found, norm.float()(x), rtol=1e-4, atol=1e-4)
+
+
 def test_there_is_no_backward_pass(device) -> None:
-    """Without a word torch would leave the gradient out."""
+    """Without a word torch would leave the gradient out, be it of what is added."""
+    x, norm = torch.randn(2, 8, device=device), nn.LayerNorm(8).to(device).requires_grad_(False)
+    with pytest.raises(Unsupported, match="no backward pass"):
+        between.add_layer_norm(x, x.clone().requires_grad_(), norm)[0].sum().backward()
     x, norm = torch.randn(1, 8, 4, 4, device=device, requires_grad=True), nn.GroupNorm(2, 8).to(device)
     with pytest.raises(Unsupported, match="no backward pass"):
         between.group_norm(x, norm, silu=True).sum().backward()

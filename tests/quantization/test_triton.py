@@ -165,7 +165,13 @@ def test_a_whole_layer_on_the_kernels(name, bits, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("linear", (2, 3, 70)), ("3x3", (2, 70, 6, 5)), ("3x3", (2, 70, 1, 1)), ("uneven", (2, 70, 1, 1))],
+    [
+        ("linear", (2, 3, 70)),
+        ("3x3", (2, 70, 6, 5)),
+        ("3x3", (2, 70, 1, 1)),
+        ("3x3", (1, 70, 1, 1)),
+        ("uneven", (2, 70, 1, 1)),
+    ],
 )
 def test_a_sum_in_the_product_is_one_after_it(name, shape, dtype, device) -> None:
     """To the bit: the product is rounded first. What is added may be a number a picture and output."""
