@@ -14,6 +14,7 @@ from optsd.errors import Unsupported
 from optsd.quantization import between, blocks, boundary, quantizing
 from optsd.quantization.kernels import KERNELS
 from optsd.quantization.layers import QuantizedLayer, quantize_layer
+from optsd.quantization.operators import compiled
 
 pytest.importorskip("triton")
 ORDERS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
@@ -198,6 +199,8 @@ def test_a_sum_of_two_types_or_sizes_is_torch_s(device) -> None:
 
 def test_norms_of_other_types_are_other_kernels(device) -> None:
     """What is compiled for one shape is not launched for numbers of another type."""
+    made = compiled("triton_between")
+    before = [each.cache_info().misses for each in (made.of_layer_norm, made.of_scales)]
     for kinds in ((torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float32)):
         for make, shape in ((nn.LayerNorm, (2, 3, 8)), (lambda width: nn.GroupNorm(2, width), (2, 8, 3, 3))):
             norm = make(8).requires_grad_(False).to(device)
@@ -205,6 +208,8 @@ def test_norms_of_other_types_are_other_kernels(device) -> None:
             x = torch.randn(shape, device=device)
             found = between.layer_norm(x, norm) if len(shape) == 3 else between.group_norm(x, norm, silu=False)
             torch.testing.assert_close(found, norm.float()(x), rtol=1e-4, atol=1e-4)
+    after = [each.cache_info().misses for each in (made.of_layer_norm, made.of_scales)]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [3, 3]
 
 
 def test_there_is_no_backward_pass(device) -> None:
