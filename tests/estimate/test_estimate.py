@@ -10,7 +10,7 @@ import small_pipelines
 import torch
 
 from optsd.errors import BadInput, NotFound, Unsupported
-from optsd.estimate import architectures, estimate, measurements, roofline
+from optsd.estimate import architectures, bounds, estimate, measurements, roofline
 from optsd.estimate import run as traced
 from optsd.estimate.run import run, trace_real
 from optsd.measure import memory
@@ -335,3 +335,13 @@ def test_what_a_quantized_layer_launches_on_a_gpu(device, products, small):
         layers = [names for names in by_layer.values() if product in names]
         assert len(layers) > 8
         assert max(map(len, layers)) <= most
+
+
+def test_at_best_is_no_less_than_today_s_kernels_give(small):
+    """Which add sums in the products, as the technique need not."""
+    work = replace(small, steps=2)
+    eager, fused, found = (estimate("small", name, work, "a100") for name in ("baseline", "sdpa", "int8+flash"))
+    alone = bounds.speed(("flash", "int8"), eager, fused).at_roofline
+    rows = {row.metric: row for row in measurements(found, eager, fused)}
+    assert rows["speedup"].value == rows["speedup_unfused"].value > alone
+    assert "what today's kernels do" in rows["speedup"].note

@@ -87,6 +87,7 @@ def test_a_group_norm_carries_its_ranges(shape, device) -> None:
     assert torch.equal(found, plain)
     assert quantizing.carried(found, 1)
     assert quantizing.carried(plain, 1) is None
+    assert quantizing.carried(found, 3) is None  # no integers of rows
     same(quantizing.pictures(found, (1, 1, 1, 1)), quantizing.pictures(plain, (1, 1, 1, 1)))
 
 
