@@ -10,6 +10,7 @@ that fails costs the others nothing. Ends with one page: which of the guide's sp
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -124,10 +125,16 @@ def run(stage: Stage, folder: Path, commit: str, again: bool) -> dict[str, Any]:
         "commit": commit,
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
-        "last": lines[-1].strip("= ") if lines else "",
+        "last": last(lines),
     }
     write_atomically(record, dumps(found))
     return found
+
+
+def last(lines: Sequence[str]) -> str:
+    """What pytest sums up, wherever others' words at the exit follow it; else the last line."""
+    summed = filter(re.compile(r"\d+ (?:passed|failed|skipped|errors?)\b.* in [\d.]+s").search, reversed(lines))
+    return next(summed, lines[-1] if lines else "").strip("= ")
 
 
 def page(machine: dict[str, Any], done: Sequence[dict[str, Any]], results: Results | None, device: str) -> str:

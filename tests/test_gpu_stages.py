@@ -96,3 +96,19 @@ def test_without_a_gpu_it_is_one_line(monkeypatch, capsys) -> None:
     monkeypatch.setattr(gpu, "describe", none)
     assert gpu.main([]) == 2
     assert capsys.readouterr().err == "make gpu: no GPU can be used here; see optsd doctor\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["== 9 passed, 3 skipped in 24.39s ==", "See https://elsewhere/leaks"], "9 passed, 3 skipped in 24.39s"),
+        (
+            ["x", "= 1 failed, 2 passed, 1 warning in 61.10s (0:01:01) ="],
+            "1 failed, 2 passed, 1 warning in 61.10s (0:01:01)",
+        ),
+        (["open_clip  installed"], "open_clip  installed"),
+        ([], ""),
+    ],
+)
+def test_the_page_says_what_a_stage_said_last(lines, told):
+    assert gpu.last(lines) == told
